@@ -1,0 +1,24 @@
+"""The models that made attention famous, as plain Keras models, and what turns a trained one into text."""
+
+if __name__ == "models":
+    raise ImportError(
+        "This folder is installed as keras_attention.models: write `from keras_attention.models import ...`."
+    )
+
+from .decoding import Hypotheses, beam_search, greedy_search, sample
+from .pipeline import Pipeline, Result, list_presets
+from .seq2seq import Seq2Seq
+from .tokenizers import CharacterTokenizer, SentencePieceTokenizer
+
+__all__ = [
+    "CharacterTokenizer",
+    "Hypotheses",
+    "Pipeline",
+    "Result",
+    "SentencePieceTokenizer",
+    "Seq2Seq",
+    "beam_search",
+    "greedy_search",
+    "list_presets",
+    "sample",
+]

@@ -1,0 +1,405 @@
+"""Greedy search, sampling and beam search over any model with the three verbs `encode`, `initial_state` and `step`.
+
+    memory = model.encode(x)                                            axis B, constant while decoding
+    tokens, state = model.initial_state(memory, max_length, beam_width) axis N = B*W
+    logits, state, attention = model.step(tokens, position, memory, state)
+
+All is written for a compiler, with keras.ops: buffers of a fixed size, one while_loop with an early exit. The same
+code runs eagerly, as a plain graph and under XLA, on TensorFlow, JAX and PyTorch.
+
+Rules (those of CTranslate2): log-probabilities are the model's own; PAD and START are excluded after the log-softmax.
+A length counts pieces without END; `max_length` counts steps, so END needs one of them.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from .tokenizers import END, PAD, START
+
+NEVER = -1e30  # stands for a log-probability of minus infinity, without its NaNs
+POSSIBLE = -1e29
+
+
+class Hypotheses(NamedTuple):
+    """What every search returns: R hypotheses a row, best first.
+
+    Attributes:
+        ids: [B, R, T] int32, without END, padded with PAD.
+        lengths: [B, R] int32, number of pieces without END.
+        log_probabilities: [B, R], the model's own, END included; below -1e29 where there are fewer than R hypotheses.
+        scores: [B, R], what they are ranked by.
+        attention: [B, R, T, S], row t belongs to piece t; zero behind the last piece. None if the model has none.
+    """
+
+    ids: Any
+    lengths: Any
+    log_probabilities: Any
+    scores: Any
+    attention: Any
+
+
+def greedy_search(model, memory, max_length, max_lengths=None, length_penalty=1.0):
+    """Takes the most probable token at every step.
+
+    Args:
+        model: anything with `initial_state` and `step`.
+        memory: what `model.encode` returned.
+        max_length: T, number of steps at most (the size of the buffers).
+        max_lengths: [B] steps at most for each row, or None for `max_length`.
+        length_penalty: alpha of the score, log-probability / length**alpha.
+
+    Returns:
+        Hypotheses with R = 1.
+    """
+
+    return _roll_out(model, memory, max_length, max_lengths, length_penalty, 1, _most_probable)
+
+
+def sample(
+    model,
+    memory,
+    uniforms,
+    max_lengths=None,
+    num_samples=1,
+    temperature=1.0,
+    top_k=None,
+    top_p=None,
+    length_penalty=1.0,
+):
+    """Draws tokens from the model's distribution, cut to the top k and to the smallest set of probability p.
+
+    Args:
+        model, memory, max_lengths, length_penalty: as in `greedy_search`.
+        uniforms: [N, T] random numbers in [0, 1), N = B * num_samples; T is the number of steps at most. Drawn by the
+            caller, so that the same numbers give the same text, plain or compiled.
+        num_samples: samples a row.
+        temperature: divides the logits; 0 is greedy search.
+        top_k: keep the k most probable tokens; None keeps all.
+        top_p: of those, keep the smallest set whose probabilities sum to at least p; None keeps all.
+
+    Returns:
+        Hypotheses with R = num_samples, in the order of the draws; log-probabilities are those of temperature 1.
+    """
+    _check_sampling(temperature, top_k, top_p)
+    max_length = ops.shape(uniforms)[1]
+    if isinstance(temperature, (int, float)) and temperature == 0:
+        choose = _most_probable
+    else:
+
+        def choose(log_probabilities, position):
+            return _draw(log_probabilities, ops.take(uniforms, position, axis=1), temperature, top_k, top_p)
+
+    return _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose)
+
+
+def _most_probable(log_probabilities, position):
+    return ops.cast(ops.argmax(log_probabilities, axis=-1), "int32")
+
+
+def _check_sampling(temperature, top_k, top_p):
+    if isinstance(temperature, (int, float)) and temperature < 0:
+        raise ValueError(f"sample expects a temperature of at least 0. Received: temperature={temperature}")
+    if isinstance(top_k, int) and top_k < 1:
+        raise ValueError(f"sample expects top_k of at least 1, or None. Received: top_k={top_k}")
+    if isinstance(top_p, (int, float)) and not 0 < top_p <= 1:
+        raise ValueError(f"sample expects top_p above 0 and at most 1, or None. Received: top_p={top_p}")
+
+
+def _draw(log_probabilities, uniform, temperature, top_k, top_p):
+    """Token [N] where the cumulated probabilities, most probable first, pass uniform [N]."""
+    vocabulary = log_probabilities.shape[-1]
+    values, tokens = ops.top_k(log_probabilities / temperature, k=vocabulary)
+    kept = values > POSSIBLE / temperature
+    if top_k is not None:
+        kept = ops.logical_and(kept, ops.arange(vocabulary) < top_k)
+    probabilities = ops.softmax(ops.where(kept, values, NEVER), axis=-1)
+    if top_p is not None:
+        before = ops.cumsum(probabilities, axis=-1) - probabilities
+        probabilities = ops.where(before < top_p, probabilities, 0.0)
+    cumulated = ops.cumsum(probabilities, axis=-1)
+    passed = cumulated <= uniform[:, None] * cumulated[:, -1:]
+    last = ops.sum(ops.cast(probabilities > 0, "int32"), axis=-1) - 1
+    place = ops.minimum(ops.sum(ops.cast(passed, "int32"), axis=-1), last)
+    return ops.cast(ops.take_along_axis(tokens, place[:, None], axis=-1)[:, 0], "int32")
+
+
+def _log_probabilities(logits):
+    """The model's own, in float32, with PAD and START excluded afterwards."""
+    log_probabilities = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
+    tokens = ops.arange(log_probabilities.shape[-1])
+    return ops.where(ops.logical_or(tokens == PAD, tokens == START), NEVER, log_probabilities)
+
+
+def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose):
+    """One token a hypothesis and step, as `choose(log_probabilities, position) -> [N]` says."""
+    tokens, state = model.initial_state(memory, max_length, num_samples)
+    count = ops.shape(tokens)[0]  # N
+    rows = count // num_samples  # B
+    limits = _limits(max_lengths, max_length, rows)  # [B]
+    limits = ops.reshape(ops.repeat(limits, num_samples, axis=0), (count,))  # [N]
+    attention = _attention_buffer(model, tokens, memory, state, max_length, count)
+
+    def advance(position, tokens, state, running, total, lengths, ids, attention):
+        logits, state, weights = model.step(tokens, position, memory, state)
+        log_probabilities = _log_probabilities(logits)
+        tokens = choose(log_probabilities, position)
+        gained = ops.take_along_axis(log_probabilities, tokens[:, None], axis=-1)[:, 0]
+        total = ops.where(running, total + gained, total)
+        goes_on = ops.logical_and(running, tokens != END)
+        lengths = lengths + ops.cast(goes_on, "int32")
+        ids = _write(ids, position, ops.where(goes_on, tokens, PAD))
+        if weights is not None:
+            weights = ops.where(goes_on[:, None], ops.cast(weights, "float32"), 0.0)
+            attention = _write(attention, position, weights)
+        running = ops.logical_and(goes_on, position + 1 < limits)
+        return position + 1, tokens, state, running, total, lengths, ids, attention
+
+    start = (
+        ops.zeros((), dtype="int32"),
+        tokens,
+        state,
+        limits > 0,
+        ops.zeros((count,), dtype="float32"),
+        ops.zeros((count,), dtype="int32"),
+        ops.full((max_length, count), PAD, dtype="int32"),
+        attention,
+    )
+    _, _, _, _, total, lengths, ids, attention = ops.while_loop(
+        lambda position, tokens, state, running, *_: ops.logical_and(position < max_length, ops.any(running)),
+        advance,
+        start,
+    )
+
+    total, lengths = (ops.reshape(x, (rows, num_samples)) for x in (total, lengths))
+    ids = ops.reshape(ops.transpose(ids), (rows, num_samples, max_length))
+    if len(attention.shape) == 3:
+        attention = ops.transpose(attention, (1, 0, 2))  # [T, N, S] -> [N, T, S]
+        attention = ops.reshape(attention, (rows, num_samples, max_length, ops.shape(attention)[2]))
+    else:
+        attention = None
+    return Hypotheses(ids, lengths, total, _score(total, lengths, length_penalty), attention)
+
+
+def beam_search(
+    model,
+    memory,
+    max_length,
+    max_lengths=None,
+    beam_width=5,
+    num_return=1,
+    length_penalty=1.0,
+    coverage_penalty=0.0,
+):
+    """Keeps the W most probable hypotheses at every step.
+
+    Every step looks at the 2W best continuations of a row. END finishes a hypothesis only where it stands among the
+    first W of them; the others refill the beam. A row stops with W finished hypotheses, or at its own greatest length,
+    where those that still run are taken as they are. Finished hypotheses rank by log-probability / length**alpha
+    (length: pieces without END, at least 1) plus the coverage penalty. A beam of 1 is greedy search.
+
+    Args:
+        model, memory, max_length, max_lengths, length_penalty: as in `greedy_search`.
+        beam_width: W.
+        num_return: R, hypotheses returned a row, at most W.
+        coverage_penalty: beta of Wu et al. 2016 (https://arxiv.org/abs/1609.08144), equation 14: adds
+            beta * sum over source positions of log(min(sum over pieces of attention, 1)). Needs attention.
+
+    Returns:
+        Hypotheses with R = num_return.
+    """
+    if not 1 <= num_return <= beam_width:
+        raise ValueError(
+            f"beam_search expects num_return between 1 and beam_width. Received: num_return={num_return}, "
+            f"beam_width={beam_width}"
+        )
+    width = beam_width
+    tokens, state = model.initial_state(memory, max_length, width)
+    count = ops.shape(tokens)[0]  # N = B*W
+    rows = count // width  # B
+    limits = _limits(max_lengths, max_length, rows)  # [B]
+    first_of_row = ops.arange(rows)[:, None] * width  # [B, 1]
+    attention = _attention_buffer(model, tokens, memory, state, max_length, count)
+    has_attention = len(attention.shape) == 3
+    if coverage_penalty and not has_attention:
+        raise ValueError("beam_search needs a model with attention for its coverage_penalty; set it to 0.")
+    source_length = ops.shape(attention)[2] if has_attention else 1
+    covered = source_length if coverage_penalty else 1  # positions whose coverage is kept
+
+    def advance(beam, finished, history):
+        logits, state, weights = model.step(beam["tokens"], beam["position"], memory, beam["state"])
+        coverage = beam["coverage"]
+        if coverage_penalty:
+            coverage = coverage + ops.reshape(ops.cast(weights, "float32"), (rows, width, source_length))
+        position = beam["position"]
+        values, tokens, parents = _candidates(logits, beam["log_probabilities"], rows, width)  # [B, 2W]
+
+        last = position + 1 >= limits  # [B]
+        ends = tokens == END
+        done = ops.logical_and(ops.logical_or(ends, last[:, None]), values > POSSIBLE)[:, :width]
+        done = ops.logical_and(done, ops.logical_not(beam["stopped"])[:, None])
+        finished = _finish(
+            finished, done, position, values[:, :width], tokens[:, :width], parents[:, :width],
+            coverage if coverage_penalty else None, length_penalty, coverage_penalty,
+        )  # fmt: skip
+
+        # The beam goes on with the W best candidates that are not END, in their order.
+        order = ops.where(ends, 2 * width, 0) + ops.arange(2 * width)  # [B, 2W]
+        _, kept = ops.top_k(-order, k=width)  # [B, W]
+        kept = ops.cast(kept, "int32")
+        values, tokens, parents, ends = (ops.take_along_axis(x, kept, axis=1) for x in (values, tokens, parents, ends))
+        values = ops.where(ends, NEVER, values)
+        stopped = ops.logical_or(beam["stopped"], ops.logical_or(last, finished["count"] >= width))
+        stopped = ops.logical_or(stopped, ops.all(values < POSSIBLE, axis=1))
+        flat_parents = ops.reshape(first_of_row + parents, (count,))
+        history = {
+            "tokens": _write(history["tokens"], position, tokens),
+            "parents": _write(history["parents"], position, parents),
+            "attention": _write(history["attention"], position, ops.cast(weights, "float32"))
+            if has_attention
+            else history["attention"],
+        }
+        beam = {
+            "position": position + 1,
+            "tokens": ops.reshape(tokens, (count,)),
+            "state": keras.tree.map_structure(lambda leaf: ops.take(leaf, flat_parents, axis=0), state),
+            "log_probabilities": values,
+            "coverage": ops.take_along_axis(coverage, parents[:, :, None], axis=1) if coverage_penalty else coverage,
+            "stopped": stopped,
+        }
+        return beam, finished, history
+
+    beam = {
+        "position": ops.zeros((), dtype="int32"),
+        "tokens": tokens,
+        "state": state,
+        # All W hypotheses of a row start alike; only the first one counts. [B, W]
+        "log_probabilities": ops.zeros((rows, 1)) + ops.where(ops.arange(width) == 0, 0.0, NEVER)[None, :],
+        "coverage": ops.zeros((rows, width, covered)),
+        "stopped": limits <= 0,
+    }
+    finished = {
+        "scores": ops.full((rows, width), NEVER, dtype="float32"),
+        "log_probabilities": ops.full((rows, width), NEVER, dtype="float32"),
+        "steps": ops.full((rows, width), -1, dtype="int32"),  # when it finished
+        "tokens": ops.full((rows, width), PAD, dtype="int32"),  # with which token
+        "parents": ops.zeros((rows, width), dtype="int32"),  # from which hypothesis
+        "count": ops.zeros((rows,), dtype="int32"),
+    }
+    history = {
+        "tokens": ops.full((max_length, rows, width), PAD, dtype="int32"),
+        "parents": ops.zeros((max_length, rows, width), dtype="int32"),
+        "attention": attention,  # [T, N, S]
+    }
+    beam, finished, history = ops.while_loop(
+        lambda beam, finished, history: ops.logical_and(
+            beam["position"] < max_length, ops.logical_not(ops.all(beam["stopped"]))
+        ),
+        advance,
+        (beam, finished, history),
+    )
+    best = {name: finished[name][:, :num_return] for name in finished if name != "count"}
+    return _follow(best, history, has_attention, beam["position"], max_length, rows, width, num_return, source_length)
+
+
+def _candidates(logits, log_probabilities, rows, width):
+    """The 2W best continuations of each row: log-probabilities, tokens and parents, [B, 2W] each, best first."""
+    vocabulary = logits.shape[-1]
+    gained = ops.reshape(_log_probabilities(logits), (rows, width, vocabulary))
+    total = ops.maximum(log_probabilities[:, :, None] + gained, NEVER)
+    values, places = ops.top_k(ops.reshape(total, (rows, width * vocabulary)), k=2 * width)
+    places = ops.cast(places, "int32")
+    return values, places % vocabulary, places // vocabulary
+
+
+def _finish(finished, done, position, values, tokens, parents, coverage, length_penalty, coverage_penalty):
+    """Merges the candidates [B, W] that are done into the W best finished hypotheses [B, W]."""
+    ended = tokens == END
+    lengths = ops.zeros_like(tokens) + position + ops.where(ended, 0, 1)
+    scores = _score(values, lengths, length_penalty)
+    if coverage is not None:
+        covered = ops.take_along_axis(coverage, parents[:, :, None], axis=1)  # [B, W, S]
+        # A source position that is padding has no attention and must not count; real ones have some.
+        logs = ops.where(covered > 0, ops.log(ops.minimum(ops.maximum(covered, 1e-30), 1.0)), 0.0)
+        scores = scores + coverage_penalty * ops.sum(logs, axis=-1)
+    width = done.shape[1]
+    merged = {
+        "scores": ops.where(done, scores, NEVER),
+        "log_probabilities": ops.where(done, values, NEVER),
+        "steps": ops.where(done, position, -1),
+        "tokens": tokens,
+        "parents": parents,
+    }
+    merged = {name: ops.concatenate([finished[name], merged[name]], axis=1) for name in merged}  # [B, 2W]
+    _, best = ops.top_k(merged["scores"], k=width)
+    best = ops.cast(best, "int32")
+    merged = {name: ops.take_along_axis(merged[name], best, axis=1) for name in merged}
+    return {**merged, "count": finished["count"] + ops.sum(ops.cast(done, "int32"), axis=1)}
+
+
+def _follow(best, history, has_attention, steps, max_length, rows, width, num_return, source_length):
+    """Reads the finished hypotheses back from their last step to the first, along the parents."""
+    first_of_row = ops.arange(rows)[:, None] * width
+
+    def back(position, cursor, ids, attention):
+        position = position - 1
+        is_last = best["steps"] == position  # [B, R]
+        inside = position < best["steps"]
+        ended = ops.logical_and(is_last, best["tokens"] == END)
+        at_cursor = ops.take_along_axis(ops.take(history["tokens"], position, axis=0), cursor, axis=1)
+        token = ops.where(inside, at_cursor, ops.where(is_last, best["tokens"], PAD))
+        ids = _write(ids, position, ops.where(ended, PAD, token))
+        parent = ops.take_along_axis(ops.take(history["parents"], position, axis=0), cursor, axis=1)
+        cursor = ops.where(inside, parent, ops.where(is_last, best["parents"], cursor))
+        if has_attention:
+            # The row that chose this token stands at its parent.
+            weights = ops.take(ops.take(history["attention"], position, axis=0), first_of_row + cursor, axis=0)
+            shown = ops.logical_and(ops.logical_or(inside, is_last), ops.logical_not(ended))
+            attention = _write(attention, position, ops.where(shown[:, :, None], weights, 0.0))
+        return position, cursor, ids, attention
+
+    attention = ops.zeros((max_length, rows, num_return, source_length if has_attention else 1))
+    _, _, ids, attention = ops.while_loop(
+        lambda position, *_: position > 0,
+        back,
+        (
+            steps,
+            ops.zeros((rows, num_return), dtype="int32"),
+            ops.full((max_length, rows, num_return), PAD, dtype="int32"),
+            attention,
+        ),
+    )
+    lengths = ops.where(best["steps"] >= 0, best["steps"] + ops.where(best["tokens"] == END, 0, 1), 0)
+    return Hypotheses(
+        ops.transpose(ids, (1, 2, 0)),
+        lengths,
+        best["log_probabilities"],
+        best["scores"],
+        ops.transpose(attention, (1, 2, 0, 3)) if has_attention else None,
+    )
+
+
+def _score(log_probabilities, lengths, length_penalty):
+    """log-probability / length**alpha, the length counted without END and at least 1."""
+    return log_probabilities / ops.cast(ops.maximum(lengths, 1), "float32") ** length_penalty
+
+
+def _limits(max_lengths, max_length, rows):
+    """Steps at most for each row, [B] int32, never more than the buffers hold."""
+    if max_lengths is None:
+        return ops.zeros((rows,), dtype="int32") + max_length
+    return ops.minimum(ops.cast(ops.convert_to_tensor(max_lengths), "int32"), max_length)
+
+
+def _write(buffer, position, values):
+    """buffer [T, ...] with row `position` set to values [...]."""
+    return ops.scatter_update(buffer, ops.reshape(position, (1, 1)), values[None])
+
+
+def _attention_buffer(model, tokens, memory, state, max_length, count):
+    """Zeros [T, N, S] for the weights of every step; [T, 1] for a model that has none."""
+    weights = model.step(tokens, ops.zeros((), dtype="int32"), memory, state)[2]
+    if weights is None:
+        return ops.zeros((max_length, 1))
+    return ops.zeros((max_length, count, ops.shape(weights)[1]))

@@ -1,0 +1,426 @@
+"""The story of one answer: text -> ids -> encode -> decode loop -> text. Python, CLI and SavedModel all use it."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from .decoding import beam_search
+from .files import atomic_write, load_weights, save_weights
+from .tokenizers import PAD, load_tokenizer, save_tokenizer
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+BUCKET = 16  # compiled decoding rounds lengths up to multiples of this, and batches to powers of two
+
+
+@dataclass(frozen=True)
+class Result:
+    """One answer.
+
+    Attributes:
+        text: the answer; None without a target tokenizer.
+        score: log_probability / length**length_penalty, plus the coverage penalty where there is one.
+        log_probability: the model's own, of these pieces and END.
+        source_pieces, target_pieces: what the model read and wrote, one label for each column and row of `attention`.
+        attention: array [len(target_pieces), len(source_pieces)], or None if the model has no attention.
+        target_ids: the ids of the answer, without START and END.
+        alternatives: the next best answers, best first, where more than one was asked for.
+    """
+
+    text: str | None
+    score: float
+    log_probability: float
+    source_pieces: list[str]
+    target_pieces: list[str]
+    attention: np.ndarray | None
+    target_ids: list[int]
+    alternatives: list["Result"] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How a pipeline decodes.
+
+    Attributes:
+        beam_width: W; 1 is greedy search.
+        length_penalty, coverage_penalty: see `beam_search`.
+        max_length: steps at most, END included, whatever the source.
+        length_ratio, length_offset: a row of s source pieces gets at most ceil(ratio * s) + offset steps.
+        max_source_length: longest source, in pieces, that is accepted.
+    """
+
+    beam_width: int = 1
+    length_penalty: float = 1.0
+    coverage_penalty: float = 0.0
+    max_length: int = 256
+    length_ratio: float = 2.0
+    length_offset: int = 16
+    max_source_length: int = 1024
+
+    def __post_init__(self):
+        for name in ("beam_width", "max_length", "max_source_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Decoding expects {name} of at least 1. Received: {name}={getattr(self, name)}")
+
+
+class Pipeline:
+    """A trained model, its tokenizers and its decoding options: text in, text and attention weights out.
+
+    Args:
+        model: a Seq2Seq, or any Keras model with the verbs `encode`, `initial_state` and `step`.
+        source_tokenizer: reads text; None for a model whose inputs are ids [B, S], padded with 0.
+        target_tokenizer: writes text; None leaves ids.
+        options: keyword arguments of `DecodingOptions`.
+
+    An empty input gives an empty answer with score 0.
+
+    Example, ids in and out:
+
+    >>> from keras_attention.models import Seq2Seq
+    >>> pipeline = Pipeline(Seq2Seq(11, 13, units=8), max_length=5)
+    >>> result = pipeline([[4, 5, 6], [7, 8]])[0]
+    >>> result.attention.shape == (len(result.target_ids), 3)
+    True
+    """
+
+    def __init__(self, model, source_tokenizer=None, target_tokenizer=None, **options):
+        if keras.backend.backend() != "tensorflow":
+            raise RuntimeError(
+                "A Pipeline reads text and decodes with TensorFlow; Keras runs on "
+                f"{keras.backend.backend()} here. Set KERAS_BACKEND=tensorflow, or use keras_attention.models.decoding."
+            )
+        self.model = model
+        self.source_tokenizer = source_tokenizer
+        self.target_tokenizer = target_tokenizer
+        unknown = sorted(set(options) - set(DecodingOptions.__dataclass_fields__))
+        if unknown:
+            raise TypeError(
+                f"Pipeline expects decoding options among {', '.join(DecodingOptions.__dataclass_fields__)}. "
+                f"Received: {', '.join(unknown)}"
+            )
+        self.options = DecodingOptions(**options)
+        self._functions = {}
+        _check_vocabulary(model, "source", source_tokenizer)
+        _check_vocabulary(model, "target", target_tokenizer)
+
+    def __call__(self, inputs, beam_width=None, num_return=1, batch_size=32, jit_compile=False):
+        """Answers each input.
+
+        Args:
+            inputs: a list of texts (str or UTF-8 bytes); without a source tokenizer a list of lists of ids.
+            beam_width: W, or None for the pipeline's own.
+            num_return: how many answers for each input; the others stand in `alternatives`.
+            batch_size: inputs decoded together, inputs of like length beside each other.
+            jit_compile: compile the decode with XLA: slower the first time, then faster.
+
+        Returns:
+            A list of `Result`, one for each input, in order.
+        """
+        width = max(num_return, beam_width or self.options.beam_width)
+        if num_return < 1 or width < 1 or batch_size < 1:
+            raise ValueError(
+                "Pipeline expects beam_width, num_return and batch_size of at least 1. Received: "
+                f"beam_width={beam_width}, num_return={num_return}, batch_size={batch_size}"
+            )
+        inputs = self._check(inputs)
+        answer = self.function(width, num_return, jit_compile)
+        order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
+        results = [None] * len(inputs)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            outputs = answer(self._batch([inputs[row] for row in rows]))
+            outputs = {name: output.numpy() for name, output in outputs.items()}
+            for place, row in enumerate(rows):
+                results[row] = _result(outputs, place, num_return)
+        return results
+
+    def function(self, beam_width=None, num_return=1, jit_compile=False):
+        """The traced function [B] texts (or [B, S] ids) -> dict of tensors [B, R, ...] that everything else uses."""
+        key = (beam_width or self.options.beam_width, num_return, jit_compile)
+        if key not in self._functions:
+            self._functions[key] = self._trace(*key)
+        return self._functions[key]
+
+    def _trace(self, beam_width, num_return, jit_compile):
+        import tensorflow as tf
+
+        def decode(ids, limits, buffer):
+            memory = self.model.encode({"source": ids})
+            return beam_search(
+                self.model,
+                memory,
+                max_length=tf.shape(buffer)[0],
+                max_lengths=limits,
+                beam_width=beam_width,
+                num_return=num_return,
+                length_penalty=self.options.length_penalty,
+                coverage_penalty=self.options.coverage_penalty,
+            )
+
+        matrix, vector = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)
+        compiled = tf.function(decode, [matrix, vector, vector], autograph=False, jit_compile=True)
+
+        def answer(inputs):
+            ids, lengths = self.read(inputs)
+            limits = self.limits(lengths)
+            if jit_compile:
+                hypotheses = self._decode_in_buckets(compiled, ids, limits)
+            else:
+                hypotheses = decode(ids, limits, tf.zeros([tf.reduce_max(limits)], tf.int32))
+            return self.write(ids, lengths, hypotheses)
+
+        text = self.source_tokenizer is not None
+        specification = tf.TensorSpec([None], tf.string) if text else matrix
+        return tf.function(answer, autograph=False).get_concrete_function(specification)
+
+    def read(self, inputs):
+        """Text -> ids [B, S] and lengths [B], S at least 1."""
+        import tensorflow as tf
+
+        if self.source_tokenizer is None:
+            ids = inputs
+        else:
+            ids = self.source_tokenizer.tokenize(inputs).to_tensor(PAD)
+        ids = tf.pad(ids, [[0, 0], [0, tf.maximum(1 - tf.shape(ids)[1], 0)]])
+        real = ids != PAD
+        lengths = tf.reduce_max(tf.where(real, tf.range(1, tf.shape(ids)[1] + 1), 0), axis=1)
+        longest = self.options.max_source_length
+        check = tf.debugging.Assert(
+            tf.reduce_all(lengths <= longest),
+            [
+                f"An input is longer than the {longest} pieces that this model accepts; shorten or split it. Lengths:",
+                lengths,
+            ],
+        )
+        with tf.control_dependencies([check] if check is not None else []):
+            ids = tf.identity(ids[:, : tf.maximum(tf.reduce_max(lengths), 1)])
+        return ids, lengths
+
+    def limits(self, lengths):
+        """Steps at most for each row, from its own source length [B]; none for an empty source."""
+        import tensorflow as tf
+
+        limits = tf.math.ceil(self.options.length_ratio * tf.cast(lengths, tf.float32))
+        limits = tf.minimum(tf.cast(limits, tf.int32) + self.options.length_offset, self.options.max_length)
+        return tf.where(lengths > 0, limits, 0)
+
+    def _decode_in_buckets(self, compiled, ids, limits):
+        """Pads batch, source and buffers to a few sizes, so that few programs are compiled, and cuts the results."""
+        import tensorflow as tf
+
+        rows, length = tf.shape(ids)[0], tf.shape(ids)[1]
+        more_rows = _power_of_two(rows) - rows
+        ids = tf.pad(ids, [[0, more_rows], [0, _multiple(length) - length]])
+        limits = tf.pad(limits, [[0, more_rows]])
+        hypotheses = compiled(ids, limits, tf.zeros([_multiple(tf.reduce_max(limits))], tf.int32))
+        hypotheses = hypotheses._replace(
+            **{name: x[:rows] for name, x in hypotheses._asdict().items() if x is not None}
+        )
+        if hypotheses.attention is None:
+            return hypotheses
+        return hypotheses._replace(attention=hypotheses.attention[..., :length])
+
+    def write(self, ids, lengths, hypotheses):
+        """Ids -> text: the outputs, [B, R, ...], cut to the longest answer."""
+        import tensorflow as tf
+
+        steps = tf.maximum(tf.reduce_max(hypotheses.lengths), 1)
+        target_ids = tf.pad(hypotheses.ids, [[0, 0], [0, 0], [0, 1]])[:, :, :steps]  # at least one column
+        answered = (lengths > 0)[:, None]  # an empty source has an empty answer
+        outputs = {
+            "target_ids": target_ids,
+            "score": tf.where(answered, hypotheses.scores, 0.0),
+            "log_probability": tf.where(answered, hypotheses.log_probabilities, 0.0),
+            "target_length": hypotheses.lengths,
+            "source_length": lengths,
+        }
+        if hypotheses.attention is not None:
+            outputs["attention"] = tf.pad(hypotheses.attention, [[0, 0], [0, 0], [0, 1], [0, 0]])[:, :, :steps]
+        if self.source_tokenizer is not None:
+            outputs["source_pieces"] = self.source_tokenizer.pieces(ids)
+        if self.target_tokenizer is not None:
+            outputs["target_pieces"] = self.target_tokenizer.pieces(target_ids)
+            text = self.target_tokenizer.detokenize(tf.reshape(target_ids, [-1, steps]))
+            outputs["text"] = tf.reshape(text, tf.shape(target_ids)[:2])
+        return outputs
+
+    def _check(self, inputs):
+        """Inputs as a list of bytes, or of arrays of ids; one sentence for anything else."""
+        if self.source_tokenizer is None:
+            try:
+                rows = [np.asarray(row, dtype="int32") for row in inputs]
+            except (TypeError, ValueError) as error:
+                raise TypeError("This pipeline has no source tokenizer: it expects lists of ids.") from error
+            return [_trim(row) for row in rows]
+        if isinstance(inputs, (str, bytes)):
+            raise TypeError("Pipeline expects a list of texts. Received one text: write pipeline([text]).")
+        texts = []
+        for number, text in enumerate(inputs):
+            if not isinstance(text, (str, bytes)):
+                raise TypeError(f"Pipeline expects texts. Received: input {number} is a {type(text).__name__}.")
+            texts.append(text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text)
+        self._check_lengths(texts)
+        return texts
+
+    def _check_lengths(self, texts):
+        longest = self.options.max_source_length
+        # A piece is at least one character or one byte: only texts of that many bytes can be too long.
+        for number, text in enumerate(texts):
+            if len(text) > longest:
+                length = int(self.source_tokenizer.tokenize([text]).row_lengths()[0])
+                if length > longest:
+                    raise ValueError(
+                        f"This model accepts at most {longest} pieces. Received: input {number} has {length}; "
+                        "shorten or split it."
+                    )
+
+    def _batch(self, rows):
+        import tensorflow as tf
+
+        if self.source_tokenizer is not None:
+            return tf.constant(rows)
+        ids = np.full((len(rows), max(1, max(map(len, rows)))), PAD, "int32")
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = row
+        return tf.constant(ids)
+
+    # Files
+
+    def save(self, folder, half=False):
+        """Writes model, tokenizers and options to a folder; `half` stores float16 weights, as pretrained models do."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if half:
+            save_weights(self.model, folder)
+        else:
+            atomic_write(folder / "model.keras", lambda path: self.model.save(path))
+        for name, tokenizer in (("source", self.source_tokenizer), ("target", self.target_tokenizer)):
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, folder / f"{name}.tokenizer.json")
+        text = json.dumps({"decoding": vars(self.options)}, indent=2)
+        atomic_write(folder / "pipeline.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def load(cls, folder):
+        """Loads what `save` or a training run wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no pipeline.
+            ValueError: a file is truncated, or tokenizer and model do not belong together.
+        """
+        folder = Path(folder)
+        options = _read_json(folder / "pipeline.json").get("decoding", {})
+        tokenizers = []
+        for name in ("source", "target"):
+            path = folder / f"{name}.tokenizer.json"
+            tokenizers.append(load_tokenizer(path) if path.exists() else None)
+        if (folder / "model.keras").exists():
+            model = _load_keras(folder / "model.keras")
+        else:
+            model = load_weights(folder)
+        return cls(model, *tokenizers, **options)
+
+    @classmethod
+    def from_preset(cls, name):
+        """Loads a pretrained model by name; `list_presets()` names them.
+
+        >>> Pipeline.from_preset("dates")(["2026년 11월 20일"])[0].text
+        '2026-11-20'
+        """
+        if name not in list_presets():
+            raise ValueError(
+                f"There is no pretrained model {name!r}; known: {', '.join(list_presets()) or 'none'}. "
+                f"For a run's folder write Pipeline.load({os.path.join('.', str(name))!r})."
+            )
+        return cls.load(PRETRAINED / name)
+
+    def export(self, folder):
+        """Writes a SavedModel to folder/VERSION/, the next free version, and returns that path: see serving.py."""
+        from .serving import export
+
+        return export(self, folder)
+
+
+def list_presets():
+    """Names of the pretrained models that are shipped."""
+    return sorted(path.parent.name for path in PRETRAINED.glob("*/pipeline.json"))
+
+
+def _result(outputs, row, num_return):
+    """The Result of one row, its alternatives inside."""
+    source_length = int(outputs["source_length"][row])
+    source_pieces = []
+    if "source_pieces" in outputs:
+        source_pieces = [_text(piece) for piece in outputs["source_pieces"][row][:source_length]]
+    answers = []
+    for rank in range(num_return):
+        if rank and outputs["log_probability"][row, rank] < -1e29:
+            break
+        length = int(outputs["target_length"][row, rank])
+        attention = outputs["attention"][row, rank, :length, :source_length] if "attention" in outputs else None
+        pieces = outputs["target_pieces"][row, rank][:length] if "target_pieces" in outputs else []
+        answers.append(
+            dict(
+                text=_text(outputs["text"][row, rank]) if "text" in outputs else None,
+                score=float(outputs["score"][row, rank]),
+                log_probability=float(outputs["log_probability"][row, rank]),
+                source_pieces=source_pieces,
+                target_pieces=[_text(piece) for piece in pieces],
+                attention=attention,
+                target_ids=outputs["target_ids"][row, rank, :length].tolist(),
+            )
+        )
+    return Result(**answers[0], alternatives=[Result(**answer) for answer in answers[1:]])
+
+
+def _text(value):
+    return value.decode("utf-8", "replace")
+
+
+def _trim(ids):
+    """Ids [S] without the padding behind them."""
+    if ids.ndim != 1:
+        raise TypeError(f"This pipeline expects rows of ids, each of one axis. Received a row of shape {ids.shape}.")
+    real = np.flatnonzero(ids != PAD)
+    return ids[: real[-1] + 1] if len(real) else ids[:0]
+
+
+def _multiple(length):
+    return (length + BUCKET - 1) // BUCKET * BUCKET
+
+
+def _power_of_two(rows):
+    import tensorflow as tf
+
+    sizes = tf.constant([2**power for power in range(15)])
+    return tf.maximum(rows, tf.reduce_min(tf.where(sizes >= rows, sizes, sizes[-1])))
+
+
+def _check_vocabulary(model, side, tokenizer):
+    expected = getattr(model, f"{side}_vocabulary", None)
+    if tokenizer is not None and expected is not None and tokenizer.vocabulary_size != expected:
+        raise ValueError(
+            f"The {side} tokenizer does not belong to this model: the model was built for {expected} ids, "
+            f"the tokenizer has {tokenizer.vocabulary_size}."
+        )
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path.parent} holds no trained model: {path.name} is missing. Give a run's folder or that of Pipeline.save."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or truncated: {error}") from error
+
+
+def _load_keras(path):
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or was saved by other code: {str(error).splitlines()[0]}") from error

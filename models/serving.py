@@ -1,0 +1,96 @@
+"""One SavedModel: text in, text and attention weights out, with nothing of ours needed to run it.
+
+Signatures, all with the same input (`text` [B], or `tokens` [B, S] padded with 0):
+    serving_default  the best answer, a plain graph without any XLA op (TensorFlow Serving switches XLA off)
+    serving_xla      the same, its decode loop compiled by XLA
+    serving_nbest    the W best answers: every output has an axis W behind B
+Outputs: `text`, `source_pieces`, `target_pieces` (where there is a tokenizer), `target_ids` [B, T], `score` [B],
+`log_probability` [B] and `attention` [B, T, S] (where the model attends).
+
+A server merges the requests of several callers: an input longer than the model accepts fails the whole batch.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+PER_SOURCE = ("source_pieces",)
+INTERNAL = ("target_length", "source_length")
+
+
+def export(pipeline, folder):
+    """Writes a pipeline as SavedModel to folder/VERSION/, the next free version.
+
+    Returns:
+        The path of what was written.
+    """
+    import tensorflow as tf
+
+    folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"export expects a folder. Received: {folder} is a file.")
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    target = folder / str(max(versions, default=0) + 1)
+    partial = folder / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        module, signatures = _module(pipeline)
+        tf.saved_model.save(module, partial, signatures=signatures)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _module(pipeline):
+    """A tf.Module that owns every variable and table, and the signatures."""
+    import tensorflow as tf
+
+    width = pipeline.options.beam_width
+    name = "tokens" if pipeline.source_tokenizer is None else "text"
+    module = tf.Module()
+    # The variables themselves, not Keras's wrappers: session loaders, so TensorFlow Serving, find no others.
+    module.model_variables = [variable.value for variable in pipeline.model.variables]
+    module.tokenizers = [
+        tokenizer.trackable
+        for tokenizer in (pipeline.source_tokenizer, pipeline.target_tokenizer)
+        if tokenizer is not None
+    ]
+    functions = {
+        "serving_default": _best(pipeline.function(width, 1)),
+        "serving_xla": _best(pipeline.function(width, 1, jit_compile=True)),
+        "serving_nbest": _all(pipeline.function(width, width)),
+    }
+    if name == "text":
+        specification = {name: tf.TensorSpec([None], tf.string, name=name)}
+    else:
+        specification = {name: tf.TensorSpec([None, None], tf.int32, name=name)}
+    signatures = {
+        key: tf.function(call, autograph=False).get_concrete_function(**specification)
+        for key, call in functions.items()
+    }
+    return module, signatures
+
+
+def _best(answer):
+    """Outputs of the best hypothesis only."""
+
+    def call(**inputs):
+        (value,) = inputs.values()
+        outputs = answer(value)
+        return {
+            name: output if name in PER_SOURCE else output[:, 0]
+            for name, output in outputs.items()
+            if name not in INTERNAL
+        }
+
+    return call
+
+
+def _all(answer):
+    def call(**inputs):
+        (value,) = inputs.values()
+        return {name: output for name, output in answer(value).items() if name not in INTERNAL}
+
+    return call

@@ -1,0 +1,188 @@
+"""The masked loss against NumPy and Keras. Sizes: B = 3, T = 5, V = 7."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_attention.training import losses
+
+TARGETS = np.array([[4, 2, 6, 0, 0], [1, 5, 3, 2, 6], [3, 0, 0, 0, 0]], "int32")
+LOGITS = np.random.default_rng(11).normal(0, 3, (3, 5, 7)).astype("float32")
+REAL = TARGETS != 0
+
+
+def log_softmax(logits):
+    logits = logits.astype("float64")
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def smoothed_targets(eps):
+    return (1 - eps) * np.eye(7)[TARGETS] + eps / 7
+
+
+def oracle_losses(eps):
+    return -(smoothed_targets(eps) * log_softmax(LOGITS)).sum(-1) * REAL
+
+
+def number(tensor):
+    return float(ops.convert_to_numpy(tensor))
+
+
+def with_nan_at_padding(logits):
+    return np.where(REAL[..., None], logits, np.nan).astype("float32")
+
+
+class AddTable(keras.layers.Layer):
+    """x + table, so that the table's gradient is the gradient of the logits, summed over the batch."""
+
+    def build(self, input_shape):
+        self.table = self.add_weight(shape=input_shape, initializer="zeros")
+
+    def call(self, x):
+        return x + self.table
+
+
+def logits_gradient(loss, logits):
+    """The loss's gradient with respect to the logits [B, T, V]: one step of plain gradient descent at rate 1."""
+    layer = AddTable()
+    inputs = keras.Input(batch_shape=logits.shape)
+    model = keras.Model(inputs, layer(inputs))
+    model.compile(keras.optimizers.SGD(1.0), loss)
+    model.train_on_batch(logits, TARGETS)
+    return -ops.convert_to_numpy(layer.table)
+
+
+def test_without_smoothing_it_is_keras_own_loss_that_ignores_padding():
+    keras_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    ours = number(losses.MaskedCrossEntropy()(TARGETS, LOGITS))
+    assert ours == pytest.approx(number(keras_loss(TARGETS, LOGITS)), rel=1e-6)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1, 0.3])
+def test_numpy_oracle(eps):
+    loss = losses.MaskedCrossEntropy(label_smoothing=eps)
+    np.testing.assert_allclose(ops.convert_to_numpy(loss.call(TARGETS, LOGITS)), oracle_losses(eps), rtol=1e-5)
+    expected = oracle_losses(eps).sum() / REAL.sum()
+    assert number(loss(TARGETS, LOGITS)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_smoothing_spreads_over_all_classes():
+    # One token, logits 0: every class costs log 7, however the probability is spread.
+    loss = losses.MaskedCrossEntropy(label_smoothing=0.4)
+    assert number(loss(np.array([[3]]), np.zeros((1, 1, 7), "float32"))) == pytest.approx(np.log(7), rel=1e-6)
+    # Logits (log 2, 0): probabilities 2/3 and 1/3; the target, id 1, gets 0.6 + 0.2, the other 0.2.
+    logits = np.array([[[np.log(2), 0.0]]], "float32")
+    expected = 0.8 * np.log(3) + 0.2 * np.log(1.5)
+    assert number(loss(np.array([[1]]), logits)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_more_padding_changes_nothing():
+    loss = losses.MaskedCrossEntropy(label_smoothing=0.1)
+    wide_targets = np.pad(TARGETS, ((0, 2), (0, 6)))
+    wide_logits = np.pad(LOGITS, ((0, 2), (0, 6), (0, 0)), constant_values=3.0)
+    expected = number(loss(TARGETS, LOGITS))
+    assert number(loss(wide_targets, wide_logits)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_nan_at_padding_reaches_neither_loss_nor_gradient(eps):
+    loss = losses.MaskedCrossEntropy(label_smoothing=eps)
+    logits = with_nan_at_padding(LOGITS)
+    assert number(loss(TARGETS, logits)) == pytest.approx(number(loss(TARGETS, LOGITS)), rel=1e-6)
+    expected = (np.exp(log_softmax(LOGITS)) - smoothed_targets(eps)) * REAL[..., None] / REAL.sum()
+    np.testing.assert_allclose(logits_gradient(loss, logits), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_logits_are_computed_in_float32(dtype):
+    loss = losses.MaskedCrossEntropy(label_smoothing=0.1)
+    logits = ops.cast(LOGITS, dtype)
+    rounded = ops.convert_to_numpy(ops.cast(logits, "float32"))
+    value = loss(TARGETS, logits)
+    assert keras.backend.standardize_dtype(value.dtype) == "float32"
+    assert number(value) == pytest.approx(number(loss(TARGETS, rounded)), rel=1e-6)
+
+
+def test_large_half_precision_logits_stay_finite():
+    # 7 * exp(60000) overflows every type; the target's share is 1/7.
+    logits = ops.cast(np.full((1, 1, 7), 6e4), "float16")
+    assert number(losses.MaskedCrossEntropy()(np.array([[2]]), logits)) == pytest.approx(np.log(7), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["B", "B1", "BT"])
+def test_sample_weights(shape):
+    rows = np.array([0.5, 2.0, 3.0], "float32")
+    tokens = np.random.default_rng(13).uniform(0.1, 2, (3, 5)).astype("float32")
+    given, full = {
+        "B": (rows, rows[:, None] * REAL),
+        "B1": (rows[:, None], rows[:, None] * REAL),
+        "BT": (tokens, tokens * REAL),
+    }[shape]
+    expected = (oracle_losses(0.1) * full).sum() / full.sum()
+    loss = losses.MaskedCrossEntropy(label_smoothing=0.1)
+    assert number(loss(TARGETS, LOGITS, sample_weight=given)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_weight_at_padding_does_not_count():
+    loss = losses.MaskedCrossEntropy()
+    weights = np.where(REAL, 1.0, np.nan).astype("float32")
+    assert number(loss(TARGETS, LOGITS, weights)) == pytest.approx(number(loss(TARGETS, LOGITS)), rel=1e-6)
+
+
+def test_only_padding_costs_nothing():
+    loss = losses.MaskedCrossEntropy(label_smoothing=0.1)
+    assert number(loss(np.zeros_like(TARGETS), LOGITS)) == 0.0
+    assert number(loss(TARGETS, LOGITS, sample_weight=np.zeros(3, "float32"))) == 0.0
+
+
+def test_an_implicit_mask_is_not_applied_a_second_time():
+    loss = losses.MaskedCrossEntropy()
+    logits = ops.convert_to_tensor(LOGITS)
+    keras.src.backend.set_keras_mask(logits, ops.convert_to_tensor(np.zeros((3, 5), bool)))
+    assert number(loss(TARGETS, logits)) == pytest.approx(oracle_losses(0).sum() / REAL.sum(), rel=1e-6)
+
+
+def test_targets_may_come_as_floats():
+    loss = losses.MaskedCrossEntropy()
+    assert number(loss(TARGETS.astype("float32"), LOGITS)) == number(loss(TARGETS, LOGITS))
+
+
+def test_wrong_shapes():
+    with pytest.raises(ValueError, match=r"MaskedCrossEntropy expects .*y_true.shape=\(3,\)"):
+        losses.MaskedCrossEntropy()(TARGETS[:, 0], LOGITS)
+    with pytest.raises(ValueError, match=r"y_pred.shape=\(3, 5\)"):
+        losses.MaskedCrossEntropy()(TARGETS, LOGITS[..., 0])
+
+
+@pytest.mark.parametrize("eps", [-0.1, 1.0, 1.5])
+def test_wrong_label_smoothing(eps):
+    with pytest.raises(ValueError, match=f"label_smoothing={eps}"):
+        losses.MaskedCrossEntropy(label_smoothing=eps)
+
+
+def test_config_round_trip():
+    loss = losses.MaskedCrossEntropy(label_smoothing=0.2, name="mine")
+    again = keras.losses.deserialize(keras.losses.serialize(loss))
+    assert type(again) is losses.MaskedCrossEntropy
+    assert again.get_config() == {"label_smoothing": 0.2, "name": "mine"}
+
+
+def test_fit_learns_and_a_saved_model_keeps_the_loss(tmp_path):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((None,), dtype="int32")
+    model = keras.Model(inputs, keras.layers.Dense(7)(keras.layers.Embedding(7, 11, mask_zero=True)(inputs)))
+    model.compile(keras.optimizers.Adam(0.05), losses.MaskedCrossEntropy(label_smoothing=0.1))
+    before = model.evaluate(TARGETS, TARGETS, verbose=0)
+    model.fit(TARGETS, TARGETS, epochs=40, verbose=0)
+    after = model.evaluate(TARGETS, TARGETS, verbose=0)
+    # The best that smoothing allows is the entropy of the smoothed targets.
+    entropy = -(0.9 + 0.1 / 7) * np.log(0.9 + 0.1 / 7) - 6 * 0.1 / 7 * np.log(0.1 / 7)
+    assert entropy <= after < entropy + 0.1 < before
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.loss) is losses.MaskedCrossEntropy
+    assert loaded.loss.label_smoothing == 0.1
+    assert loaded.evaluate(TARGETS, TARGETS, verbose=0) == pytest.approx(after, rel=1e-6)

@@ -1,0 +1,499 @@
+"""From token sequences to batches: which pairs stand together, how wide, and in which order.
+
+The plan is NumPy alone and a pure function of the lengths, the seed and the epoch, so that a resumed run sees
+the batches of an uninterrupted one. `to_tf_dataset` and `to_py_dataset` are two thin readers of it.
+Shapes: B rows of a batch, S source length, T target length (with START or END).
+"""
+
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras_attention.models.tokenizers import END, PAD, START
+
+from .errors import InputError
+
+# A bucket is widened until it fills this many batches: more gives fewer shapes, less gives less padding.
+FULL_BATCHES = 2
+
+
+class TokenSequences:
+    """Sequences of token ids, one after another in a flat array.
+
+    Args:
+        ids: int32 [total], all sequences joined; may be memory-mapped.
+        offsets: int64 [n + 1]; sequence i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    Raises:
+        InputError: If the offsets do not begin at 0, fall, or do not end at the number of ids.
+
+    Example:
+
+    >>> sequences = TokenSequences.from_lists([[5, 6, 7], [], [8]])
+    >>> len(sequences), sequences[0].tolist(), sequences.lengths.tolist()
+    (3, [5, 6, 7], [3, 0, 1])
+    """
+
+    def __init__(self, ids, offsets):
+        if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(ids) or np.any(np.diff(offsets) < 0):
+            end = offsets[-1] if len(offsets) else "nothing"
+            raise InputError(
+                f"The offsets of token sequences must rise from 0 to the number of ids, {len(ids)}, "
+                f"and these {len(offsets)} offsets end at {end}."
+            )
+        self.ids = ids
+        self.offsets = offsets
+
+    @classmethod
+    def from_lists(cls, sequences):
+        """Joins sequences of ids (lists or arrays)."""
+        arrays = [np.asarray(sequence, "int32") for sequence in sequences]
+        offsets = np.cumsum([0] + [len(array) for array in arrays], dtype="int64")
+        return cls(np.concatenate([np.zeros(0, "int32"), *arrays]), offsets)
+
+    def __len__(self):
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(f"There are {len(self)} sequences. Received: index={index}")
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def lengths(self):
+        """The number of ids of each sequence, int64 [n]."""
+        return np.diff(self.offsets)
+
+    def select(self, keep):
+        """The sequences where the boolean array keep [n] is True."""
+        lengths = self.lengths
+        offsets = np.cumsum(np.append(0, lengths[keep]), dtype="int64")
+        return TokenSequences(self.ids[np.repeat(keep, lengths)], offsets)
+
+    def save(self, stem):
+        """Writes STEM.ids.npy and STEM.offsets.npy, each first beside its place and then renamed."""
+        for part, array in (("ids", self.ids), ("offsets", self.offsets)):
+            path = _part_path(stem, part)
+            beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+            try:
+                with open(beside, "wb") as file:
+                    np.save(file, array)
+                os.replace(beside, path)
+            finally:
+                beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, stem, mmap=True):
+        """Reads what `save` wrote; with mmap the ids stay on disk until they are used.
+
+        Raises:
+            InputError: If a file is missing, damaged, or the two do not belong together.
+        """
+        ids = _load_array(_part_path(stem, "ids"), "int32", mmap)
+        offsets = _load_array(_part_path(stem, "offsets"), "int64", mmap=False)
+        try:
+            return cls(ids, offsets)
+        except InputError as error:
+            raise InputError(
+                f"{_part_path(stem, 'offsets')} does not fit {_part_path(stem, 'ids')}: delete both so that "
+                f"they are written anew. ({error})"
+            ) from None
+
+
+def _part_path(stem, part):
+    return Path(f"{os.fspath(stem)}.{part}.npy")
+
+
+def _load_array(path, dtype, mmap):
+    advice = "delete it and its sister file so that they are written anew"
+    try:
+        array = np.load(path, mmap_mode="r" if mmap else None)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: expected token ids that an earlier run has kept.") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} is damaged or cut short ({error}): {advice}.") from None
+    if array.dtype != dtype or array.ndim != 1:
+        raise InputError(
+            f"{path} should hold one row of {dtype} and holds {array.dtype} of shape {array.shape}: {advice}."
+        )
+    return array
+
+
+class Batch(NamedTuple):
+    """Which pairs form one batch, and how wide it is.
+
+    Attributes:
+        indices: int64 [B], positions in the token sequences; -1 is an empty row.
+        source_width: S, 0 where there is no source.
+        target_width: T.
+    """
+
+    indices: np.ndarray
+    source_width: int
+    target_width: int
+
+
+def plan_batches(
+    source_lengths, target_lengths, *, token_budget, bucket_width=8, seed=0, epoch=0, shuffle=True
+):
+    """Groups pairs of like lengths into batches of few distinct shapes.
+
+    1. Lengths are rounded up to multiples of bucket_width; a target's counts START or END too.
+    2. Pairs are gathered by target width and, inside, by source width, until they fill some batches: a
+       bucket. The target comes first because the output layer and the loss cost most.
+    3. A bucket has one shape: its greatest widths, and at most token_budget // max(S, T) rows (at least 1),
+       evened out so that its last batch is about as full as the others; what is missing there are empty rows,
+       -1.
+    4. Each epoch shuffles the rows of a bucket and then all batches. No pair is ever dropped, and the shapes
+       do not depend on seed or epoch.
+
+    Args:
+        source_lengths: Lengths [n] without START and END, or None where there is no source (a language
+            model).
+        target_lengths: Lengths [n] without START and END.
+        token_budget: The number of positions, padding included, of a batch's longer side.
+        bucket_width: What widths are multiples of.
+        seed: The order's seed.
+        epoch: The epoch's number; each has an order of its own.
+        shuffle: False for the order of the buckets, and inside them of the pairs.
+
+    Returns:
+        A list of Batch.
+
+    Raises:
+        InputError: If token_budget or bucket_width is below 1, or the numbers of lengths differ.
+
+    Example:
+
+    >>> for batch in plan_batches([3, 9, 2], [4, 8, 2], token_budget=32, shuffle=False):
+    ...     print(batch.indices.tolist(), batch.source_width, batch.target_width)
+    [0, 1] 16 16
+    [2, -1] 16 16
+    """
+    target_lengths = np.asarray(target_lengths, "int64")
+    if source_lengths is None:
+        source_lengths = np.zeros_like(target_lengths)
+    source_lengths = np.asarray(source_lengths, "int64")
+    if len(source_lengths) != len(target_lengths):
+        raise InputError(
+            f"Every source needs a target: received {len(source_lengths)} source lengths and "
+            f"{len(target_lengths)} target lengths."
+        )
+    for name, value in (("token_budget", token_budget), ("bucket_width", bucket_width)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1. Received: {value}.")
+    source_widths = _round_up(source_lengths, bucket_width)
+    target_widths = _round_up(target_lengths + 1, bucket_width)
+    generator = np.random.default_rng([seed, epoch]) if shuffle else None
+    batches = []
+    for bucket in _buckets(source_widths, target_widths, token_budget):
+        batches += _split_bucket(bucket, token_budget, generator)
+    return [batches[i] for i in generator.permutation(len(batches))] if shuffle else batches
+
+
+def _round_up(values, multiple):
+    return -(-values // multiple) * multiple
+
+
+def _capacity(source_width, target_width, token_budget):
+    return max(1, token_budget // max(source_width, target_width))
+
+
+def _buckets(source_widths, target_widths, token_budget):
+    """Lists of pairs to be cut into batches, as one over-full Batch each."""
+    buckets = []
+    waiting = np.zeros(0, "int64")  # pairs that did not fill a bucket go on to the next target width
+    target_width = 0
+    for target_width in np.unique(target_widths).tolist():
+        waiting = np.concatenate([waiting, np.flatnonzero(target_widths == target_width)])
+        group = waiting[:0]
+        for source_width in np.unique(source_widths[waiting]).tolist():
+            group = np.concatenate([group, waiting[source_widths[waiting] == source_width]])
+            if len(group) >= FULL_BATCHES * _capacity(source_width, target_width, token_budget):
+                buckets.append(Batch(group, source_width, target_width))
+                group = waiting[:0]
+        waiting = group
+    if len(waiting):
+        buckets.append(Batch(waiting, int(source_widths[waiting].max()), target_width))
+    return buckets
+
+
+def _split_bucket(bucket, token_budget, generator):
+    """Cuts a bucket into batches with one number of rows, shuffled where a generator is given."""
+    indices, source_width, target_width = bucket
+    capacity = _capacity(source_width, target_width, token_budget)
+    count = -(-len(indices) // capacity)
+    rows = min(capacity, _round_up(-(-len(indices) // count), 8))
+    order = generator.permutation(indices) if generator else np.sort(indices)
+    batches = []
+    for chosen in np.array_split(order, count):
+        empty = np.full(rows - len(chosen), -1, "int64")
+        batches.append(Batch(np.concatenate([chosen, empty]), source_width, target_width))
+    return batches
+
+
+def assemble(batch, source, target):
+    """The arrays of one batch.
+
+    Args:
+        batch: A Batch of `plan_batches`.
+        source: TokenSequences, or None where there is no source.
+        target: TokenSequences.
+
+    Returns:
+        (x, y): x = {"source": int32 [B, S], "target": int32 [B, T], START first}, without "source" where
+        there is none, and y int32 [B, T], the target one step on, END last. Padding and empty rows are PAD.
+
+    Example:
+
+    >>> sequences = TokenSequences.from_lists([[7, 8]])
+    >>> x, y = assemble(Batch(np.array([0]), 3, 4), sequences, sequences)
+    >>> x["source"].tolist(), x["target"].tolist(), y.tolist()
+    ([[7, 8, 0]], [[2, 7, 8, 0]], [[7, 8, 3, 0]])
+    """
+    rows = len(batch.indices)
+    sources = np.full((rows, batch.source_width), PAD, "int32")
+    targets = np.full((rows, batch.target_width), PAD, "int32")
+    labels = np.full((rows, batch.target_width), PAD, "int32")
+    for row, index in enumerate(batch.indices):
+        if index < 0:
+            continue
+        ids = target[index]
+        targets[row, 0] = START
+        targets[row, 1 : len(ids) + 1] = ids
+        labels[row, : len(ids)] = ids
+        labels[row, len(ids)] = END
+        if source is not None:
+            ids = source[index]
+            sources[row, : len(ids)] = ids
+    if source is None:
+        return {"target": targets}, labels
+    return {"source": sources, "target": targets}, labels
+
+
+class Batches:
+    """The batches of a data set, in the order of the current epoch.
+
+    Set `epoch` at each epoch's begin (a callback does it); everything else follows from the arguments. Give
+    either `target` (and `source`), or `draw`.
+
+    Args:
+        source: TokenSequences, or None where there is no source (a language model).
+        target: TokenSequences.
+        draw: For data that is drawn anew for every epoch: a function of the epoch's number that returns
+            (source, target), the same for the same number. Keras counts the steps of an epoch only once, so
+            every epoch has as many batches as epoch 0: a longer one is cut, a shorter one begins again.
+        token_budget: The number of positions, padding included, of a batch's longer side.
+        bucket_width: What widths are multiples of.
+        seed: The order's seed.
+        shuffle: False for one fixed order, as for validation.
+
+    Raises:
+        InputError: If there is no pair at all, or source and target differ in number.
+
+    Example:
+
+    >>> sequences = TokenSequences.from_lists([[5, 6], [7], [8, 9, 4]])
+    >>> batches = Batches(sequences, sequences, token_budget=24, seed=1)
+    >>> batches.epoch = 3
+    >>> len(batches), sorted(batches.plan()[0].indices.tolist())
+    (1, [0, 1, 2])
+    """
+
+    def __init__(
+        self, source=None, target=None, *, draw=None, token_budget, bucket_width=8, seed=0, shuffle=True
+    ):
+        if (target is None) == (draw is None):
+            raise InputError(
+                "Batches are made of target sequences or of a function `draw`: give one of them."
+            )
+        self._draw = draw or (lambda epoch: (source, target))
+        self._plan_options = {
+            "token_budget": token_budget,
+            "bucket_width": bucket_width,
+            "seed": seed,
+            "shuffle": shuffle,
+        }
+        self.epoch = 0
+        self._steps = None
+        self._current = (None, None, None, None)
+        self._steps = len(self.plan())
+
+    def plan(self):
+        """The current epoch's list of Batch."""
+        return self._load()[-1]
+
+    def _load(self):
+        """(epoch, source, target, plan) of the current epoch, kept until the epoch changes."""
+        epoch = self.epoch
+        if self._current[0] != epoch:
+            source, target = self._draw(epoch)
+            if len(target) == 0:
+                raise InputError("There is nothing to make batches of: expected at least one pair.")
+            lengths = None if source is None else source.lengths
+            plan = plan_batches(lengths, target.lengths, epoch=epoch, **self._plan_options)
+            plan = list(itertools.islice(itertools.cycle(plan), self._steps or len(plan)))
+            self._current = (epoch, source, target, plan)
+        return self._current
+
+    def __len__(self):
+        return self._steps
+
+    def __getitem__(self, index):
+        """Batch number index of the current epoch, (x, y) as `assemble` gives it."""
+        _, source, target, plan = self._load()
+        return assemble(plan[index], source, target)
+
+    def __iter__(self):
+        _, source, target, plan = self._load()
+        for batch in plan:
+            yield assemble(batch, source, target)
+
+
+def to_tf_dataset(batches):
+    """A tf.data.Dataset over Batches, for TensorFlow.
+
+    Each iteration (Keras makes one an epoch) gives the batches of the epoch that `batches.epoch` names when
+    it begins. Use it without `steps_per_epoch`, with which Keras would never begin a second iteration.
+
+    Args:
+        batches: Batches.
+
+    Returns:
+        A dataset of (x, y) whose widths are left open, so that a new width retraces nothing.
+    """
+    import tensorflow as tf
+
+    matrix = tf.TensorSpec([None, None], "int32")
+    x, _ = batches[0]
+    signature = (dict.fromkeys(x, matrix), matrix)
+    dataset = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(batches))).prefetch(2)
+
+
+class BatchesPyDataset(keras.utils.PyDataset):
+    """What `to_py_dataset` returns.
+
+    Keras on TensorFlow looks at items 0 and 1 before the first epoch and fixes every width on which they
+    agree; so outside an epoch item 1 is item 0 with one more column of padding.
+    """
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+        self._within_epoch = False
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        if index == 1 and not self._within_epoch and keras.backend.backend() == "tensorflow":
+            widen = ((0, 0), (0, 1))
+            return keras.tree.map_structure(lambda array: np.pad(array, widen), self.batches[0])
+        return self.batches[index]
+
+    def on_epoch_begin(self):
+        self._within_epoch = True
+
+    def on_epoch_end(self):
+        self._within_epoch = False
+
+
+def to_py_dataset(batches):
+    """A keras.utils.PyDataset over Batches, for JAX and PyTorch without TensorFlow.
+
+    Call `fit(..., shuffle=False)`: by default Keras shuffles the batches of a PyDataset once more, without a
+    seed.
+
+    Args:
+        batches: Batches.
+
+    Returns:
+        A PyDataset of (x, y).
+    """
+    return BatchesPyDataset(batches)
+
+
+@dataclass(frozen=True)
+class LengthReport:
+    """How many pairs were left out for their length.
+
+    Attributes:
+        total: All pairs.
+        kept: Those within both limits.
+        long_sources: Those whose source is too long.
+        long_targets: Those whose target is too long (some may be among the former, too).
+        max_source_length: The limit of the source, or None.
+        max_target_length: The limit of the target, or None.
+    """
+
+    total: int
+    kept: int
+    long_sources: int
+    long_targets: int
+    max_source_length: int | None
+    max_target_length: int | None
+
+    @property
+    def dropped(self):
+        """The number of pairs left out."""
+        return self.total - self.kept
+
+    def describe(self):
+        """One sentence for a person."""
+        if not self.dropped:
+            return f"All {self.total} pairs are within the length limits."
+        reasons = []
+        if self.long_sources:
+            reasons.append(f"{self.long_sources} with a source of more than {self.max_source_length} tokens")
+        if self.long_targets:
+            reasons.append(f"{self.long_targets} with a target of more than {self.max_target_length} tokens")
+        return f"Left out {self.dropped} of {self.total} pairs for their length: {' and '.join(reasons)}."
+
+
+def filter_lengths(source, target, max_source_length=None, max_target_length=None):
+    """Finds the pairs within length limits, which count tokens without START and END.
+
+    Args:
+        source: TokenSequences, or None where there is no source.
+        target: TokenSequences.
+        max_source_length: The longest source kept, or None for any.
+        max_target_length: The longest target kept, or None for any.
+
+    Returns:
+        (keep, report): booleans [n] for `TokenSequences.select`, and a LengthReport to be shown.
+
+    Raises:
+        InputError: If no pair is within the limits.
+
+    Example:
+
+    >>> sequences = TokenSequences.from_lists([[5, 6], [7], [8, 9, 4]])
+    >>> keep, report = filter_lengths(sequences, sequences, max_source_length=2)
+    >>> keep.tolist(), report.describe()
+    ([True, True, False], 'Left out 1 of 3 pairs for their length: 1 with a source of more than 2 tokens.')
+    """
+    long_source = _too_long(source, max_source_length, len(target))
+    long_target = _too_long(target, max_target_length, len(target))
+    keep = ~(long_source | long_target)
+    report = LengthReport(
+        total=len(target),
+        kept=int(keep.sum()),
+        long_sources=int(long_source.sum()),
+        long_targets=int(long_target.sum()),
+        max_source_length=max_source_length,
+        max_target_length=max_target_length,
+    )
+    if not report.kept:
+        raise InputError(f"{report.describe()} None is left: raise the limits.")
+    return keep, report
+
+
+def _too_long(sequences, limit, count):
+    if sequences is None or limit is None:
+        return np.zeros(count, bool)
+    return sequences.lengths > limit

@@ -1,0 +1,276 @@
+"""Pictures of attention and of training: from arrays and labels to a matplotlib Figure.
+
+They use matplotlib's objects without pyplot, so they need no display and leave no state behind. Each
+character is drawn from the first font that has it, so that Hangul shows beside Latin, Greek and Cyrillic.
+"""
+
+import functools
+import importlib.util
+import textwrap
+import unicodedata
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from keras_attention.models.files import atomic_write
+
+from .errors import InputError
+
+# Fonts that have what matplotlib's own DejaVu Sans lacks, the Korean ones first.
+_FAMILIES = (
+    "NanumGothic",
+    "Noto Sans CJK KR",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans KR",
+    "Malgun Gothic",
+    "Apple SD Gothic Neo",
+    "AppleGothic",
+    "Hiragino Sans",
+    "Yu Gothic",
+    "Microsoft YaHei",
+    "PingFang SC",
+)
+_VISIBLE = str.maketrans({" ": "␣", "\u00a0": "␣", "\u3000": "␣", "\t": "⇥", "\n": "↵", "\r": "↵"})
+_REMEDIES = {
+    "Hangul": "koreanize-matplotlib with pip, or Debian's fonts-nanum",
+    "Chinese and Japanese": "Noto Sans CJK (Debian's fonts-noto-cjk)",
+}
+
+
+def plot_alignment(weights, source_pieces, target_pieces, title=None):
+    """Draws attention weights as a heat map, the source along the top and the target down the side.
+
+    Args:
+        weights: Array [T, S], the weight that each target piece gives to each source piece, from 0 to 1.
+        source_pieces: S strings, or bytes in UTF-8. Blanks are shown as "␣".
+        target_pieces: T strings, or bytes in UTF-8.
+        title: Text above the picture.
+
+    Returns:
+        A `matplotlib.figure.Figure`; its size grows with the number of pieces.
+
+    Raises:
+        ValueError: If the weights are not [T, S], or nothing is there to draw.
+
+    Example:
+
+    >>> weights = [[0.1, 0.9, 0.0], [0.0, 0.2, 0.8]]
+    >>> figure = plot_alignment(weights, ["ein", "altes", "Haus"], ["old", "house"])
+    >>> [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    ['old', 'house']
+    """
+    weights = np.asarray(weights, dtype="float64")
+    sources, targets = _visible(source_pieces), _visible(target_pieces)
+    if weights.shape != (len(targets), len(sources)) or weights.size == 0:
+        raise ValueError(
+            "plot_alignment expects weights of shape [target pieces, source pieces], at least one of each; "
+            f"received shape {weights.shape} for {len(targets)} target and {len(sources)} source pieces."
+        )
+    cell = 0.3 if max(weights.shape) <= 40 else min(0.22, 60 / max(weights.shape))  # in inches
+    width = cell * len(sources) + 0.09 * _columns(targets) + 1.3
+    height = cell * len(targets) + (0.09 * _columns(sources) if _columns(sources) > 2 else 0.1) + 0.8
+    figure = _new_figure(max(width, 3.2), max(height, 2.0), title)
+    axes = figure.add_subplot()
+    image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="weight", fraction=0.6 / width, pad=0.2 / width, aspect=5 * height)
+    _label_cells(axes, sources, targets, fontsize=min(10, 36 * cell))
+    return figure
+
+
+def plot_history(history, title=None):
+    """Draws training curves: the loss first, then each other metric, each beside its `val_` twin.
+
+    Args:
+        history: A dict from a metric's name to its values, one an epoch, such as `model.fit(...).history`.
+            Epochs without a value hold NaN and are left out.
+        title: Text above the picture.
+
+    Returns:
+        A `matplotlib.figure.Figure` with one axes a metric.
+
+    Raises:
+        ValueError: If the history is empty or a metric is not a list of numbers.
+
+    Example:
+
+    >>> figure = plot_history({"loss": [2.0, 1.5], "val_loss": [2.1, 1.7], "bleu": [float("nan"), 21.0]})
+    >>> [axes.get_title() for axes in figure.axes]
+    ['loss', 'bleu']
+    """
+    curves = {name: np.asarray(values, dtype="float64") for name, values in history.items()}
+    for name, values in curves.items():
+        if values.ndim != 1:
+            raise ValueError(
+                "plot_history expects a list of numbers, one an epoch, for each metric; "
+                f"received {history[name]!r} for {name!r}."
+            )
+    names = sorted({name.removeprefix("val_"): None for name in curves}, key=lambda name: name != "loss")
+    if not names:
+        raise ValueError("plot_history expects at least one metric; received an empty history.")
+    columns = 2 if len(names) == 4 else min(len(names), 3)
+    rows = -(-len(names) // columns)
+    epochs = max(map(len, curves.values()))
+    margin = 0.05 * (epochs - 1) or 0.5
+    figure = _new_figure(4.0 * columns + 0.4, 2.8 * rows + 0.1, title)
+    for index, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        _plot_curve(axes, curves.get(name), "training", "C0")
+        _plot_curve(axes, curves.get(f"val_{name}"), "validation", "C1")
+        axes.set_title(name, parse_math=False)
+        axes.set_xlabel("epoch")
+        axes.set_xlim(1 - margin, epochs + margin)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.grid(color="0.9", linewidth=0.5)
+        axes.legend(frameon=False)
+    return figure
+
+
+def save_figure(figure, path):
+    """Writes a figure as .png or .svg, whichever the path's suffix says; an SVG holds its text as outlines.
+
+    The file is written beside its place and then renamed, so that no half-written picture is ever seen.
+    Missing folders are made.
+
+    Args:
+        figure: A matplotlib Figure.
+        path: Where to write; ends in .png or .svg.
+
+    Returns:
+        The path, as `pathlib.Path`.
+
+    Raises:
+        InputError: If the path has another suffix.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_figure(plot_history({"loss": [2.0, 1.5]}), folder + "/loss.png").name
+    'loss.png'
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".svg"):
+        raise InputError(f"A picture's file name must end in .png or .svg; received {str(path)!r}.")
+    import matplotlib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Neither a date nor random ids: the same call gives the same bytes.
+    settings = {"svg.fonttype": "path", "svg.hashsalt": path.name}
+    options = {"format": suffix[1:], "dpi": 150, "metadata": {"Date": None} if suffix == ".svg" else None}
+    with matplotlib.rc_context(settings):
+        atomic_write(path, lambda beside: figure.savefig(beside, **options))
+    return path
+
+
+def _new_figure(width, height, title):
+    """An empty Figure of a size in inches, higher by its title's lines, that makes room for its labels."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError('Plots need matplotlib: pip install "keras-attention-zoo[train]".') from error
+    title = title or ""
+    lines = textwrap.wrap(title, max(1, int(9 * width * len(title) / max(1, _columns([title])))))  # 9 columns an inch
+    lines, style = _drawable(lines)
+    figure = Figure(figsize=(width, height + 0.3 * len(lines)), layout="constrained")
+    FigureCanvasAgg(figure)
+    if lines:
+        figure.suptitle("\n".join(lines), **style)
+    return figure
+
+
+def _label_cells(axes, sources, targets, fontsize):
+    """One label a piece, the sources' along the top, and thin lines between the cells."""
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("source")
+    axes.set_ylabel("target")
+    texts, style = _drawable([*sources, *targets])
+    style["fontsize"] = fontsize
+    rotation = 90 if _columns(sources) > 2 else 0
+    axes.set_xticks(range(len(sources)), texts[: len(sources)], rotation=rotation, **style)
+    axes.set_yticks(range(len(targets)), texts[len(sources) :], **style)
+    axes.set_xticks(np.arange(1, len(sources)) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, len(targets)) - 0.5, minor=True)
+    axes.grid(which="minor", color="0.9", linewidth=0.5)
+    axes.tick_params(which="both", length=0)
+
+
+def _plot_curve(axes, values, label, color):
+    if values is not None:
+        epochs = np.arange(1, len(values) + 1)
+        known = np.isfinite(values)
+        axes.plot(epochs[known], values[known], color=color, marker=".", markersize=5, label=label)
+
+
+def _visible(pieces):
+    """The pieces as texts with a sign for each blank."""
+    texts = (piece.decode("utf-8", "replace") if isinstance(piece, bytes) else str(piece) for piece in pieces)
+    return [text.translate(_VISIBLE) for text in texts]
+
+
+def _columns(texts):
+    """The width of the widest text in Latin characters; East Asian ones count twice."""
+    return max(sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text) for text in texts)
+
+
+def _drawable(texts):
+    """Returns the texts, with "□" for what no font has, and the properties of matplotlib that draw them."""
+    fonts = _fonts()
+    lacking = set("".join(texts)).difference(*fonts.values())
+    for character in sorted(lacking):
+        if unicodedata.category(character)[0] != "C":  # no font shows a control character
+            _warn_of_script(_script(character))
+    boxes = str.maketrans(dict.fromkeys(lacking, "□"))
+    return [text.translate(boxes) for text in texts], {"fontfamily": list(fonts), "parse_math": False}
+
+
+@functools.cache
+def _fonts():
+    """The font families to draw from, in order, each with the characters that it has."""
+    from matplotlib import font_manager
+
+    _register_fonts(font_manager.fontManager)
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    others = sorted(name for name in installed.difference(_FAMILIES) if name.startswith("Noto Sans"))
+    fonts = {}
+    for name in ("DejaVu Sans", *filter(installed.__contains__, _FAMILIES), *others):
+        charmap = font_manager.get_font(font_manager.findfont(name)).get_charmap()
+        fonts[name] = frozenset(map(chr, charmap))
+    return fonts
+
+
+def _register_fonts(manager):
+    """Shows matplotlib the font inside koreanize-matplotlib and those installed since it last looked."""
+    from matplotlib.font_manager import findSystemFonts
+
+    paths = set(findSystemFonts())
+    package = importlib.util.find_spec("koreanize_matplotlib")
+    # Only looked into: to import it changes matplotlib's settings and needs distutils.
+    for folder in package.submodule_search_locations if package else ():
+        paths.update(map(str, Path(folder).glob("fonts/*.ttf")))
+    for path in sorted(paths.difference(font.fname for font in manager.ttflist)):
+        try:
+            manager.addfont(path)
+        except (OSError, RuntimeError):  # a font that FreeType cannot read, such as coloured bitmaps
+            continue
+
+
+def _script(character):
+    """The script of a character: what its Unicode name begins with, or the name of its family of fonts."""
+    word = unicodedata.name(character, "unnamed").split()[0]
+    if word == "HANGUL":
+        return "Hangul"
+    if word in ("CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "FULLWIDTH"):
+        return "Chinese and Japanese"
+    return "rarer"
+
+
+@functools.cache
+def _warn_of_script(script):
+    """Says once that no font was found for a script, and what to install."""
+    remedy = _REMEDIES.get(script, "a Noto Sans font that has them (Debian's fonts-noto-core)")
+    warnings.warn(f"No font here has some {script} characters; boxes stand for them: install {remedy}.", stacklevel=5)
