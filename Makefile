@@ -4,7 +4,8 @@
 IN_RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
 	$$python -c "$(IN_RANGE)" 2> /dev/null && echo $$python && break; done)
-FOUND = $(shell $(or $(PYTHON),python3) --version 2> /dev/null || echo none)
+BASE_PYTHON = $(or $(PYTHON),python3)
+FOUND = $(shell $(BASE_PYTHON) --version 2> /dev/null || echo none)
 
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -44,14 +45,14 @@ clean:  ## remove the environments, builds and caches
 # $(call environment,WHAT TO INSTALL): an environment whose .unfinished becomes .installed at the very end, so that
 # one whose installation was interrupted is made anew.
 define environment
-@$(or $(PYTHON),python3) -c "$(IN_RANGE)" 2> /dev/null || { echo "keras-attention-zoo needs Python 3.11, 3.12 or \
+@$(BASE_PYTHON) -c "$(IN_RANGE)" 2> /dev/null || { echo "keras-attention-zoo needs Python 3.11, 3.12 or \
 3.13; found $(FOUND); set PYTHON=/path/to/python." >&2; exit 1; }
-@$(PYTHON) -c "import ensurepip, venv" 2> /dev/null || { echo "$(PYTHON) cannot make virtual environments: install its \
+@$(BASE_PYTHON) -c "import ensurepip, venv" 2> /dev/null || { echo "$(BASE_PYTHON) cannot make virtual environments: install its \
 venv module (Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
 @echo "Installing into $(@D) (minutes, the first time)"
 @if [ -e $(@D)/.unfinished ]; then rm -rf $(@D); fi
 @mkdir -p $(@D) && rm -f $@ && touch $(@D)/.unfinished
-@$(PYTHON) -m venv $(@D)
+@$(BASE_PYTHON) -m venv $(@D)
 @$(@D)/bin/python $(PIP_INSTALL) $(1)
 @touch $(@D)/.unfinished && mv $(@D)/.unfinished $@
 endef

@@ -413,7 +413,7 @@ def _read_json(path):
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path.parent} holds no trained model: {path.name} is missing. Give a run's folder or that of Pipeline.save."
+            f"{path.parent} holds no trained model, {path.name} is missing. Give a run or what Pipeline.save wrote."
         ) from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged or truncated: {error}") from error

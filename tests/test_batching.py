@@ -108,7 +108,9 @@ def test_files_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(InputError, match=r"one\.ids\.npy does not exist"):
         TokenSequences.load(tmp_path / "one")
     np.save(tmp_path / "one.ids.npy", np.zeros((3, 1)))
-    with pytest.raises(InputError, match=r"one\.ids\.npy should hold one row of int32 and holds float64 of shape \(3, 1"):
+    with pytest.raises(
+        InputError, match=r"one\.ids\.npy should hold one row of int32 and holds float64 of shape \(3, 1"
+    ):
         TokenSequences.load(tmp_path / "one")
 
 
@@ -124,9 +126,7 @@ def seen(plan):
 @pytest.mark.parametrize("bucket_width", [1, 5, 8])
 def test_every_pair_stands_in_one_batch_that_is_wide_enough(lengths, token_budget, bucket_width, shuffle):
     source, target = lengths
-    plan = batching.plan_batches(
-        source, target, token_budget=token_budget, bucket_width=bucket_width, shuffle=shuffle
-    )
+    plan = batching.plan_batches(source, target, token_budget=token_budget, bucket_width=bucket_width, shuffle=shuffle)
     assert seen(plan) == list(range(1009))
     for indices, source_width, target_width in plan:
         chosen = indices[indices >= 0]
@@ -235,9 +235,7 @@ def test_batches_follow_their_epoch(pairs):
     epochs = []
     for epoch in (0, 1, 0):
         batches.epoch = epoch
-        plan = batching.plan_batches(
-            pairs[0].lengths, pairs[1].lengths, token_budget=512, seed=41, epoch=epoch
-        )
+        plan = batching.plan_batches(pairs[0].lengths, pairs[1].lengths, token_budget=512, seed=41, epoch=epoch)
         assert [batch.indices.tolist() for batch in batches.plan()] == [batch.indices.tolist() for batch in plan]
         assert as_lists(batches) == as_lists(batching.assemble(batch, *pairs) for batch in plan)
         assert len(batches) == len(plan)

@@ -11,6 +11,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 from babel import Locale
+
 from keras_attention.training.errors import InputError
 from keras_attention.training.tasks import TASKS, dates, get_task
 

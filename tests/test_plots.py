@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+
 from keras_attention.training import plots
 from keras_attention.training.errors import InputError
 

@@ -8,6 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from keras_attention.models import tokenizers
 from keras_attention.models.tokenizers import (
     END,

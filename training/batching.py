@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+
 from keras_attention.models.tokenizers import END, PAD, START
 
 from .errors import InputError
@@ -137,9 +138,7 @@ class Batch(NamedTuple):
     target_width: int
 
 
-def plan_batches(
-    source_lengths, target_lengths, *, token_budget, bucket_width=8, seed=0, epoch=0, shuffle=True
-):
+def plan_batches(source_lengths, target_lengths, *, token_budget, bucket_width=8, seed=0, epoch=0, shuffle=True):
     """Groups pairs of like lengths into batches of few distinct shapes.
 
     1. Lengths are rounded up to multiples of bucket_width; a target's counts START or END too.
@@ -304,13 +303,9 @@ class Batches:
     (1, [0, 1, 2])
     """
 
-    def __init__(
-        self, source=None, target=None, *, draw=None, token_budget, bucket_width=8, seed=0, shuffle=True
-    ):
+    def __init__(self, source=None, target=None, *, draw=None, token_budget, bucket_width=8, seed=0, shuffle=True):
         if (target is None) == (draw is None):
-            raise InputError(
-                "Batches are made of target sequences or of a function `draw`: give one of them."
-            )
+            raise InputError("Batches are made of target sequences or of a function `draw`: give one of them.")
         self._draw = draw or (lambda epoch: (source, target))
         self._plan_options = {
             "token_budget": token_budget,

@@ -56,8 +56,7 @@ def read_lines(path):
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{path}, line {line}: expected UTF-8, received byte 0x{data[error.start]:02x}: "
-            "save the file as UTF-8."
+            f"{path}, line {line}: expected UTF-8, received byte 0x{data[error.start]:02x}: save the file as UTF-8."
         ) from None
     lines = text.removeprefix("\ufeff").split("\n")
     if lines[-1] == "":

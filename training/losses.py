@@ -5,6 +5,7 @@ Shapes: B batch, T target length, V vocabulary.
 
 import keras
 from keras import ops
+
 from keras_attention.models.tokenizers import PAD
 
 
@@ -114,8 +115,7 @@ class MaskedCrossEntropy(keras.losses.Loss):
         super().__init__(name=name)
         if not 0 <= label_smoothing < 1:
             raise ValueError(
-                "`label_smoothing` must be at least 0 and below 1. "
-                f"Received: label_smoothing={label_smoothing!r}"
+                f"`label_smoothing` must be at least 0 and below 1. Received: label_smoothing={label_smoothing!r}"
             )
         self.label_smoothing = float(label_smoothing)
 

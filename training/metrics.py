@@ -6,6 +6,7 @@ depend on how the tokens fell into batches. Shapes: B batch, T target length, V 
 
 import keras
 from keras import ops
+
 from keras_attention.models.tokenizers import PAD
 
 from .losses import check_token_shapes, token_losses, token_weights

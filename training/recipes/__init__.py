@@ -1,0 +1,217 @@
+"""Recipes: TOML files that say what is trained on what, and how. Unknown keys and wrong types are errors.
+
+A recipe names only what it changes; every key and its default stands in the classes below, and in the constructor of
+the model for [model]. `--set section.key=value` changes one key.
+"""
+
+import dataclasses
+import inspect
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from keras_attention.models import Seq2Seq
+from keras_attention.models.pipeline import DecodingOptions
+
+from ..errors import InputError
+
+FOLDER = Path(__file__).parent
+MODELS = {"seq2seq": Seq2Seq}
+SCHEDULES = ("constant", "cosine", "inverse_square_root", "noam")
+TOKENIZERS = ("characters", "bpe", "unigram")
+
+
+@dataclass
+class Data:
+    """[data]: a built-in task, or files (`--data DIR`, or source and target)."""
+
+    task: str | None = None  # a built-in task, drawn anew every epoch
+    examples: int = 20000  # drawn for an epoch
+    held_out: int = 1000  # drawn for validation
+    locales: list | None = None  # of the task dates; all where not given
+    folder: str | None = None  # what --data sets: SPLIT.X and SPLIT.Y, or SPLIT.tsv
+    pair: str | None = None  # X-Y, such as en-de
+    source: str | None = None  # two aligned files, one text a line
+    target: str | None = None
+    val_source: str | None = None
+    val_target: str | None = None
+    max_source_length: int = 256  # in pieces; longer pairs are left out, counted and reported
+    max_target_length: int = 256
+
+
+@dataclass
+class Tokenizer:
+    """[source_tokenizer] and [target_tokenizer]."""
+
+    kind: str = "characters"  # characters, bpe or unigram
+    vocabulary_size: int = 8000  # of bpe and unigram
+    byte_fallback: bool = True  # characters: what is not in the vocabulary is read byte by byte
+
+
+@dataclass
+class Training:
+    """[training]"""
+
+    epochs: int = 10
+    token_budget: int = 4096  # positions of a batch, padding included, on its longer side
+    bucket_width: int = 8  # lengths are rounded up to multiples of this
+    learning_rate: float = 0.001  # of noam: its factor
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    clipnorm: float | None = 1.0
+    label_smoothing: float = 0.0
+    monitor: str = "val_exact_match"  # what chooses the best checkpoint and stops early
+    patience: int = 0  # epochs without a better one before training stops; 0: never
+    average: int = 1  # how many of the last checkpoints are averaged
+    samples: int = 3  # validation samples shown after every epoch
+
+
+@dataclass
+class Recipe:
+    """A resolved recipe."""
+
+    name: str
+    seed: int = 1
+    data: Data = field(default_factory=Data)
+    source_tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    target_tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    model: dict = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
+    decoding: DecodingOptions = field(default_factory=DecodingOptions)
+
+    def to_dict(self):
+        return dataclasses.asdict(self)
+
+
+def list_recipes():
+    """{name: first comment line} of the recipes that are shipped."""
+    recipes = {}
+    for path in sorted(FOLDER.glob("*.toml")):
+        recipes[path.stem] = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    return recipes
+
+
+def load_recipe(name, settings=()):
+    """Reads a recipe by name, or from a path that ends in .toml, and applies settings such as "model.units=64".
+
+    Raises:
+        InputError: an unknown recipe, key or choice, or a wrong type.
+    """
+    path = Path(name) if str(name).endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.exists():
+        raise InputError(f"There is no recipe {str(name)!r}; known: {', '.join(list_recipes())}, or a path to a .toml.")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+    return resolve({"name": path.stem, **table}, settings, where=str(path))
+
+
+def resolve(table, settings=(), where="the recipe"):
+    """Makes a Recipe of nested dicts, settings applied on top."""
+    for setting in settings:
+        table = _with_setting(table, setting)
+    recipe = _read(Recipe, table, where, "")
+    _check_choices(recipe, where)
+    return recipe
+
+
+def _with_setting(table, setting):
+    key, equals, text = setting.partition("=")
+    section, dot, name = key.partition(".")
+    if not equals or not section or (dot and not name):
+        raise InputError(f"--set expects SECTION.KEY=VALUE, such as model.units=64. Received: {setting!r}")
+    value = _value(text)
+    if not dot:
+        return {**table, section: value}
+    if not isinstance(table.get(section, {}), dict):
+        raise InputError(f"--set {setting}: {section} is not a section.")
+    return {**table, section: {**table.get(section, {}), name: value}}
+
+
+def _value(text):
+    """A TOML value; what is none is the text itself, so that paths and words need no quotes."""
+    if text.lower() == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _read(kind, table, where, section):
+    """An instance of the dataclass `kind`, every key known and every value of its type."""
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(table) - set(hints))
+    if unknown:
+        place = f"[{section}]" if section else "the top level"
+        raise InputError(f"{where}: unknown key {unknown[0]!r} in {place}; known: {', '.join(hints)}.")
+    values = {}
+    for name, value in table.items():
+        key = f"{section}.{name}" if section else name
+        if name == "model" and not section:
+            values[name] = _read_model(value, where)
+        elif dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise InputError(f"{where}: {key} must be a section. Received: {value!r}")
+            values[name] = _read(hints[name], value, where, key)
+        else:
+            values[name] = _typed(value, hints[name], where, key)
+    if kind is Recipe and "model" not in values:
+        values["model"] = _read_model({}, where)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise InputError(f"{where}: [{section}] {error}") from error
+
+
+def _read_model(table, where):
+    """The [model] section: `kind`, and the arguments of that model's constructor, defaults filled in."""
+    if not isinstance(table, dict):
+        raise InputError(f"{where}: model must be a section. Received: {table!r}")
+    kind = table.get("kind", "seq2seq")
+    if kind not in MODELS:
+        raise InputError(f"{where}: model.kind must be one of {', '.join(MODELS)}. Received: {kind!r}")
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(MODELS[kind]).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    unknown = sorted(set(table) - set(known) - {"kind"})
+    if unknown:
+        raise InputError(f"{where}: unknown key {unknown[0]!r} in [model]; known: kind, {', '.join(known)}.")
+    for name, value in table.items():
+        if name != "kind":
+            default = known[name]
+            expected = {"embedding_width": int | None, "attention": str | None}.get(name, type(default))
+            known[name] = _typed(value, expected, where, f"model.{name}")
+    return {"kind": kind, **known}
+
+
+def _typed(value, expected, where, key):
+    """The value, if it is of the expected type; an integer may stand for a float."""
+    options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    if float in options and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if bool not in options and isinstance(value, bool) or not isinstance(value, options):
+        names = " or ".join("none" if option is type(None) else option.__name__ for option in options)
+        raise InputError(f"{where}: {key} must be {names}. Received: {value!r} ({type(value).__name__})")
+    return value
+
+
+def _check_choices(recipe, where):
+    choices = (
+        ("training.schedule", recipe.training.schedule, SCHEDULES),
+        ("source_tokenizer.kind", recipe.source_tokenizer.kind, TOKENIZERS),
+        ("target_tokenizer.kind", recipe.target_tokenizer.kind, TOKENIZERS),
+    )
+    for key, value, known in choices:
+        if value not in known:
+            raise InputError(f"{where}: {key} must be one of {', '.join(known)}. Received: {value!r}")
+    for name in ("epochs", "token_budget", "bucket_width", "average"):
+        if getattr(recipe.training, name) < 1:
+            raise InputError(f"{where}: training.{name} must be at least 1.")
+    if recipe.training.learning_rate <= 0:
+        raise InputError(f"{where}: training.learning_rate must be above 0.")

@@ -28,6 +28,4 @@ def get_task(name: str) -> ModuleType:
     try:
         return TASKS[name]
     except (KeyError, TypeError):
-        raise InputError(
-            f"task must be one of {', '.join(sorted(TASKS))}; received: {name!r}."
-        ) from None
+        raise InputError(f"task must be one of {', '.join(sorted(TASKS))}; received: {name!r}.") from None

@@ -1,0 +1,190 @@
+"""From files or a task to tokenizers and token sequences, kept beside the run as NumPy files."""
+
+import json
+from dataclasses import dataclass, field
+
+from keras_attention.models.files import atomic_write
+from keras_attention.models.tokenizers import (
+    CharacterTokenizer,
+    SentencePieceTokenizer,
+    load_tokenizer,
+    save_tokenizer,
+)
+
+from .batching import Batches, TokenSequences, filter_lengths
+from .datasets import Pairs, find_pairs, read_parallel, seeded_split, split_files, tokenize_pairs
+from .errors import InputError
+from .tasks import get_task
+
+VOCABULARY_EXAMPLES = 100000  # of a task, to learn tokenizers from
+SAMPLES = 64  # validation texts that are kept as text, for samples and pictures
+
+
+@dataclass
+class Corpus:
+    """What a training reads.
+
+    Attributes:
+        source_vocabulary, target_vocabulary: numbers of ids.
+        train: a pair of TokenSequences, or a function of the epoch that draws one.
+        val: a pair of TokenSequences.
+        tokenizers: (source, target); (None, None) where TensorFlow is missing.
+        samples: some validation pairs as text.
+        notes: sentences about what was left out or drawn, to be shown.
+    """
+
+    source_vocabulary: int
+    target_vocabulary: int
+    train: object
+    val: tuple
+    tokenizers: tuple = (None, None)
+    samples: Pairs = field(default_factory=lambda: Pairs([], []))
+    notes: list = field(default_factory=list)
+
+    def batches(self, training, seed):
+        """(train, val) as `Batches`."""
+        options = {"token_budget": training.token_budget, "bucket_width": training.bucket_width, "seed": seed}
+        train = Batches(draw=self.train, **options) if callable(self.train) else Batches(*self.train, **options)
+        return train, Batches(*self.val, **options, shuffle=False)
+
+
+def prepare(recipe, folder, tokenizers=None):
+    """Reads the data of a recipe; what the run's folder already holds is not made again.
+
+    Args:
+        recipe: a Recipe.
+        folder: the run's folder (a Path).
+        tokenizers: (source, target) of another run, or None to learn them.
+    """
+    if (folder / "tokens" / "corpus.json").exists():
+        return _load(recipe, folder)
+    tokenizers = tokenizers or _load_tokenizers(folder)
+    if recipe.data.task and not (recipe.data.folder or recipe.data.source):
+        return _from_task(recipe, folder, tokenizers)
+    return _from_files(recipe, folder, tokenizers)
+
+
+def _from_task(recipe, folder, tokenizers):
+    task, data = get_task(recipe.data.task), recipe.data
+    options = {} if data.locales is None else {"locales": tuple(data.locales)}
+    if tokenizers is None:
+        tokenizers = _learn(recipe, *task.pairs(VOCABULARY_EXAMPLES, seed=recipe.seed, split="train", **options))
+    _save_tokenizers(tokenizers, folder)
+
+    def draw(epoch):
+        # Epoch 0 of the generator taught the tokenizers; training goes on from there.
+        texts = task.pairs(data.examples, seed=recipe.seed, epoch=epoch, split="train", **options)
+        return _within(recipe, tokenize_pairs(*texts, *tokenizers))[0]
+
+    texts = task.pairs(data.held_out, seed=recipe.seed, split="val", **options)
+    val, note = _within(recipe, tokenize_pairs(*texts, *tokenizers))
+    samples = Pairs(texts[0][:SAMPLES], texts[1][:SAMPLES])
+    sizes = [tokenizer.vocabulary_size for tokenizer in tokenizers]
+    return Corpus(*sizes, draw, val, tokenizers, samples, [note] if note else [])
+
+
+def _from_files(recipe, folder, tokenizers):
+    train, val, notes = read_pairs(recipe)
+    if tokenizers is None:
+        tokenizers = _learn(recipe, train.sources, train.targets)
+    _save_tokenizers(tokenizers, folder)
+    stored = folder / "tokens"
+    stored.mkdir(parents=True, exist_ok=True)
+    for name, pairs in (("train", train), ("val", val)):
+        sequences, note = _within(recipe, tokenize_pairs(pairs.sources, pairs.targets, *tokenizers))
+        notes += [f"{name}: {note}"] if note else []
+        for side, tokens in zip(("source", "target"), sequences, strict=True):
+            tokens.save(stored / f"{name}.{side}")
+    description = {
+        "source_vocabulary": tokenizers[0].vocabulary_size,
+        "target_vocabulary": tokenizers[1].vocabulary_size,
+        "samples": {"sources": val.sources[:SAMPLES], "targets": val.targets[:SAMPLES]},
+        "notes": notes,
+    }
+    text = json.dumps(description, ensure_ascii=False, indent=1)
+    atomic_write(stored / "corpus.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return _load(recipe, folder)
+
+
+def read_pairs(recipe):
+    """(train, val, notes) of a recipe's files."""
+    data = recipe.data
+    notes = []
+    if bool(data.source) != bool(data.target):
+        raise InputError("data.source and data.target belong together: give both files.")
+    if data.source:
+        train, val = read_parallel(data.source, data.target), None
+        if data.val_source and data.val_target:
+            val = read_parallel(data.val_source, data.val_target)
+    elif data.folder:
+        train = find_pairs(data.folder, "train", data.pair)
+        val = find_pairs(data.folder, "val", data.pair) if split_files(data.folder, "val", data.pair) else None
+    else:
+        raise InputError(
+            f"The recipe {recipe.name} needs data: give --data DIR, or --set data.source=FILE --set data.target=FILE."
+        )
+    notes += [pairs.note for pairs in (train, val) if pairs is not None and pairs.note]
+    if val is None:
+        train, val = seeded_split(train, seed=recipe.seed)
+        notes.append(
+            f"No validation file: {len(val)} of {len(train) + len(val)} pairs were drawn with seed {recipe.seed}."
+        )
+    return train, val, notes
+
+
+def _load(recipe, folder):
+    """The corpus of a run that is already prepared; works without TensorFlow."""
+    stored = folder / "tokens"
+    try:
+        description = json.loads((stored / "corpus.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{stored / 'corpus.json'} is damaged: {error}; delete {stored} to make it again.") from error
+    train, val = (
+        tuple(TokenSequences.load(stored / f"{name}.{side}") for side in ("source", "target"))
+        for name in ("train", "val")
+    )
+    try:
+        tokenizers = _load_tokenizers(folder)
+    except ImportError:
+        tokenizers = (None, None)
+        description["notes"].append("TensorFlow is missing: training from the stored ids, without samples as text.")
+    return Corpus(
+        description["source_vocabulary"],
+        description["target_vocabulary"],
+        train,
+        val,
+        tokenizers,
+        Pairs(**description["samples"]),
+        description["notes"],
+    )
+
+
+def _learn(recipe, sources, targets):
+    return tuple(
+        _learn_one(options, lines)
+        for options, lines in ((recipe.source_tokenizer, sources), (recipe.target_tokenizer, targets))
+    )
+
+
+def _learn_one(options, lines):
+    if options.kind == "characters":
+        return CharacterTokenizer.learn(lines, byte_fallback=options.byte_fallback)
+    return SentencePieceTokenizer.learn(lines, options.vocabulary_size, kind=options.kind)
+
+
+def _save_tokenizers(tokenizers, folder):
+    for side, tokenizer in zip(("source", "target"), tokenizers, strict=True):
+        save_tokenizer(tokenizer, folder / f"{side}.tokenizer.json")
+
+
+def _load_tokenizers(folder):
+    paths = [folder / f"{side}.tokenizer.json" for side in ("source", "target")]
+    return tuple(load_tokenizer(path) for path in paths) if all(path.exists() for path in paths) else None
+
+
+def _within(recipe, sequences):
+    """The pairs within the length limits, and a sentence about the others ("" if there are none)."""
+    keep, report = filter_lengths(*sequences, recipe.data.max_source_length, recipe.data.max_target_length)
+    if not report.dropped:
+        return sequences, ""
+    return tuple(side.select(keep) for side in sequences), report.describe()

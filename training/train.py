@@ -1,0 +1,222 @@
+"""The story of a training: files -> tokens -> batches -> model -> loss -> fit -> scores."""
+
+import json
+import sys
+from pathlib import Path
+
+import keras
+
+from keras_attention.models import Pipeline
+from keras_attention.models.files import atomic_write
+
+from .batching import to_py_dataset, to_tf_dataset
+from .callbacks import Checkpoints, EpochOrder, Samples, assign, average, better, read_checkpoint
+from .corpus import prepare
+from .errors import InputError
+from .losses import MaskedCrossEntropy
+from .metrics import ExactMatch, Perplexity, TokenAccuracy
+from .recipes import MODELS, resolve
+from .schedules import InverseSquareRoot, Noam
+
+
+def train(recipe, out, init=None, resume=False, say=print):
+    """Trains a recipe into a run's folder and returns the scores that metrics.json holds.
+
+    Args:
+        recipe: a Recipe.
+        out: the run's folder: recipe.json, tokenizers, tokens/, checkpoints/, history.json, logs/, and, at the end,
+            model.keras, pipeline.json, metrics.json, plots/ and export/1/.
+        init: folder of a run (or of Pipeline.save) whose weights and tokenizers training begins with, or None.
+        resume: go on from the last checkpoint.
+        say: where sentences go.
+
+    Raises:
+        InputError: what the user gave is wrong, in one sentence.
+    """
+    out = _open(recipe, Path(out), resume)
+    keras.utils.set_random_seed(recipe.seed)
+
+    start = Pipeline.load(init) if init else None
+    corpus = prepare(recipe, out, start and (start.source_tokenizer, start.target_tokenizer))
+    for note in corpus.notes:
+        say(note)
+    train_batches, val_batches = corpus.batches(recipe.training, recipe.seed)
+
+    model = start.model if start else build_model(recipe, corpus)
+    compile_model(model, recipe, steps=len(train_batches) * recipe.training.epochs)
+    pipeline = _pipeline(model, corpus, recipe)
+    say(
+        f"{model.name}: {model.count_params():,} parameters; vocabularies of {corpus.source_vocabulary:,} and "
+        f"{corpus.target_vocabulary:,}; {len(train_batches):,} batches an epoch; run folder {out}"
+    )
+
+    checkpoints, callbacks = _callbacks(recipe, out, train_batches, pipeline, corpus, say)
+    epoch = checkpoints.restore(model) if resume else 0
+    read = to_tf_dataset if keras.backend.backend() == "tensorflow" else to_py_dataset
+    validation = read(val_batches)
+    if epoch < recipe.training.epochs and not _stopped(checkpoints):
+        model.fit(
+            read(train_batches),
+            validation_data=validation,
+            initial_epoch=epoch,
+            epochs=recipe.training.epochs,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=1 if sys.stderr.isatty() else 2,
+        )
+    return _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, say)
+
+
+def build_model(recipe, corpus):
+    """The recipe's model for the corpus's vocabularies."""
+    options = {name: value for name, value in recipe.model.items() if name != "kind"}
+    return MODELS[recipe.model["kind"]](corpus.source_vocabulary, corpus.target_vocabulary, **options)
+
+
+def compile_model(model, recipe, steps):
+    """Adam, the recipe's schedule and loss, and the metrics."""
+    options = recipe.training
+    model.compile(
+        optimizer=keras.optimizers.Adam(_schedule(recipe, steps), clipnorm=options.clipnorm),
+        loss=MaskedCrossEntropy(label_smoothing=options.label_smoothing),
+        metrics=[TokenAccuracy(), Perplexity(), ExactMatch()],
+        jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def _schedule(recipe, steps):
+    options = recipe.training
+    rate, warmup = options.learning_rate, options.warmup_steps
+    if options.schedule == "inverse_square_root":
+        return InverseSquareRoot(rate, max(1, warmup))
+    if options.schedule == "noam":
+        return Noam(recipe.model["units"], max(1, warmup), factor=rate)
+    if options.schedule == "cosine":
+        warm = {"initial_learning_rate": rate / 100, "warmup_target": rate, "warmup_steps": warmup}
+        return keras.optimizers.schedules.CosineDecay(
+            decay_steps=max(1, steps - warmup), **(warm if warmup else {"initial_learning_rate": rate})
+        )
+    return rate
+
+
+def _callbacks(recipe, out, train_batches, pipeline, corpus, say):
+    options = recipe.training
+    stopping = None
+    if options.patience:
+        mode = "min" if better(options.monitor, 0, 1) else "max"
+        stopping = keras.callbacks.EarlyStopping(options.monitor, patience=options.patience, mode=mode)
+    checkpoints = Checkpoints(out / "checkpoints", options.monitor, options.average, stopping)
+    callbacks = [EpochOrder(train_batches), stopping, checkpoints]
+    if keras.backend.backend() == "tensorflow":
+        try:
+            callbacks.append(keras.callbacks.TensorBoard(out / "logs", write_graph=False))
+        except ImportError:
+            say("TensorBoard is missing: no logs are written.")
+    if pipeline is not None and options.samples and corpus.samples.sources:
+        callbacks.append(Samples(pipeline, corpus.samples, options.samples, say))
+    return checkpoints, [callback for callback in callbacks if callback is not None]
+
+
+def _stopped(checkpoints):
+    """Whether early stopping had ended the run that is resumed."""
+    state, stopping = checkpoints._restored, checkpoints.early_stopping
+    return bool(stopping and state and state["wait"] >= stopping.patience)
+
+
+def _pipeline(model, corpus, recipe):
+    """The pipeline of the model in training, or None where TensorFlow is not the backend."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    options = vars(recipe.decoding)
+    return Pipeline(model, *corpus.tokenizers, **options)
+
+
+def _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, say):
+    """Chooses the weights on the validation data, then writes model, scores, pictures and the SavedModel."""
+    monitor, candidates = recipe.training.monitor, {"best": read_checkpoint(checkpoints.best_path)[0]}
+    if recipe.training.average > 1:
+        last = checkpoints.paths()[-recipe.training.average :]
+        candidates["average"] = average(last, len(model.variables))
+    scores = {}
+    for name, arrays in candidates.items():
+        assign(model.variables, arrays, checkpoints.folder)
+        results = model.evaluate(validation, return_dict=True, verbose=0)
+        scores[name] = {f"val_{key}": float(value) for key, value in results.items()}
+    chosen = "best"
+    if "average" in scores and not better(monitor, scores["best"][monitor], scores["average"][monitor]):
+        chosen = "average"
+    assign(model.variables, candidates[chosen], checkpoints.folder)
+
+    metrics = {
+        **scores[chosen],
+        "weights": chosen,
+        "epochs": len(checkpoints.seconds),
+        "seconds": round(sum(checkpoints.seconds), 1),
+        "parameters": model.count_params(),
+    }
+    _write_json(out / "history.json", checkpoints.history)
+    if pipeline is None:
+        model.save(out / "model.keras")
+    else:
+        pipeline.save(out)
+        metrics["plots"] = _plots(out, pipeline, corpus, checkpoints.history, say)
+        metrics["export"] = str(pipeline.export(out / "export"))
+    _write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def _plots(out, pipeline, corpus, history, say):
+    """Training curves and one alignment, as PNG; nothing where matplotlib is missing."""
+    from . import plots
+
+    folder = out / "plots"
+    folder.mkdir(exist_ok=True)
+    try:
+        figures = {"history.png": plots.plot_history(history)}
+        if corpus.samples.sources and pipeline.source_tokenizer is not None:
+            result = pipeline(corpus.samples.sources[:1])[0]
+            if result.attention is not None and result.attention.size:
+                figures["alignment.png"] = plots.plot_alignment(
+                    result.attention, result.source_pieces, result.target_pieces
+                )
+        for name, figure in figures.items():
+            plots.save_figure(figure, folder / name)
+    except InputError as error:
+        say(str(error))
+        return []
+    return [str(folder / name) for name in figures]
+
+
+def _open(recipe, out, resume):
+    """The run's folder with its resolved recipe; a folder that holds something else is left alone."""
+    stored = out / "recipe.json"
+    if resume:
+        if not stored.exists():
+            raise InputError(f"There is nothing to resume in {out}: it holds no recipe.json.")
+        return out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists already: choose another --out, or go on with that run by --resume.")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(stored, recipe.to_dict())
+    return out
+
+
+def read_run_recipe(out, settings=()):
+    """The resolved recipe of a run's folder, settings applied on top and written back."""
+    stored = Path(out) / "recipe.json"
+    try:
+        table = json.loads(stored.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"There is nothing to resume in {out}: it holds no recipe.json.") from None
+    except ValueError as error:
+        raise InputError(f"{stored} is damaged: {error}") from error
+    recipe = resolve(table, settings, where=str(stored))
+    if settings:
+        _write_json(stored, recipe.to_dict())
+    return recipe
+
+
+def _write_json(path, value):
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
