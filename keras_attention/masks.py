@@ -5,6 +5,7 @@ mask is expected; floats are refused, because additive masks (0 and -1e9) look t
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 # Keras keeps a layer's implicit mask on the tensor; it has no public way to read or set it.
@@ -109,7 +110,7 @@ def masked_softmax(scores, mask=None):
     scores = at_least_float32(scores)
     if mask is None:
         return ops.softmax(scores, axis=-1)
-    scores = ops.where(mask, scores, ops.full_like(scores, -1e30))
+    scores = ops.where(mask, scores, ops.full_like(scores, float(np.finfo("float32").min)))
     weights = ops.where(mask, ops.exp(scores - ops.max(scores, axis=-1, keepdims=True)), 0.0)
     total = ops.sum(weights, axis=-1, keepdims=True)
     return weights / ops.where(total > 0, total, ops.ones_like(total))

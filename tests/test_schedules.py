@@ -47,7 +47,8 @@ def test_noam_refuses(name):
 
 
 @pytest.mark.parametrize(
-    "schedule", [schedules.InverseSquareRoot(0.25, 30), schedules.Noam(model_width=37, warmup_steps=41, factor=3.0)]
+    "schedule",
+    [schedules.InverseSquareRoot(0.25, 30), schedules.Noam(model_width=37, warmup_steps=41, factor=3.0)],
 )
 def test_config_round_trip(schedule):
     serialized = keras.optimizers.schedules.serialize(schedule)

@@ -18,9 +18,6 @@ from keras_attention.models.tokenizers import END, PAD, START
 
 from .errors import InputError
 
-# A bucket is widened until it fills this many batches: more gives fewer shapes, less gives less padding.
-FULL_BATCHES = 2
-
 
 class TokenSequences:
     """Sequences of token ids, one after another in a flat array.
@@ -142,17 +139,15 @@ def plan_batches(source_lengths, target_lengths, *, token_budget, bucket_width=8
     """Groups pairs of like lengths into batches of few distinct shapes.
 
     1. Lengths are rounded up to multiples of bucket_width; a target's counts START or END too.
-    2. Pairs are gathered by target width and, inside, by source width, until they fill some batches: a
-       bucket. The target comes first because the output layer and the loss cost most.
+    2. Pairs are gathered by target width and, inside, by source width, until they fill a batch: a bucket.
+       The target comes first because the output layer and the loss cost most.
     3. A bucket has one shape: its greatest widths, and at most token_budget // max(S, T) rows (at least 1),
-       evened out so that its last batch is about as full as the others; what is missing there are empty rows,
-       -1.
+       evened out so that all its batches are about equally full; what is missing are empty rows, -1.
     4. Each epoch shuffles the rows of a bucket and then all batches. No pair is ever dropped, and the shapes
        do not depend on seed or epoch.
 
     Args:
-        source_lengths: Lengths [n] without START and END, or None where there is no source (a language
-            model).
+        source_lengths: Lengths [n] without START and END, or None without a source (a language model).
         target_lengths: Lengths [n] without START and END.
         token_budget: The number of positions, padding included, of a batch's longer side.
         bucket_width: What widths are multiples of.
@@ -170,8 +165,8 @@ def plan_batches(source_lengths, target_lengths, *, token_budget, bucket_width=8
 
     >>> for batch in plan_batches([3, 9, 2], [4, 8, 2], token_budget=32, shuffle=False):
     ...     print(batch.indices.tolist(), batch.source_width, batch.target_width)
-    [0, 1] 16 16
-    [2, -1] 16 16
+    [0, 2] 8 16
+    [1, -1] 16 16
     """
     target_lengths = np.asarray(target_lengths, "int64")
     if source_lengths is None:
@@ -212,7 +207,7 @@ def _buckets(source_widths, target_widths, token_budget):
         group = waiting[:0]
         for source_width in np.unique(source_widths[waiting]).tolist():
             group = np.concatenate([group, waiting[source_widths[waiting] == source_width]])
-            if len(group) >= FULL_BATCHES * _capacity(source_width, target_width, token_budget):
+            if len(group) >= _capacity(source_width, target_width, token_budget):
                 buckets.append(Batch(group, source_width, target_width))
                 group = waiting[:0]
         waiting = group

@@ -131,9 +131,16 @@ def _pairs_without_empty(rows, where):
 def _describe_skipped(lines, where):
     if not lines:
         return ""
-    shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+    shown = _enumerate(map(str, lines), 5)
     pairs, line_word = ("1 pair", "line") if len(lines) == 1 else (f"{len(lines)} pairs", "lines")
     return f"Skipped {pairs} with an empty side in {where}: {line_word} {shown}."
+
+
+def _enumerate(words, count):
+    """The first words, and how many more there are."""
+    words = list(words)
+    more = f" and {len(words) - count} more" if len(words) > count else ""
+    return ", ".join(words[:count]) + more
 
 
 def split_files(folder, split, pair=None):
@@ -208,7 +215,7 @@ def _describe_missing(folder, split, pair):
             wanted.append(" with ".join(f"{name}.{suffix}" for suffix in _suffixes(pair)))
         wanted.append(f"{name}.tsv")
     present = sorted(path.name for path in folder.iterdir())
-    listing = (", ".join(present[:20]) + (", ..." if len(present) > 20 else "")) or "nothing"
+    listing = _enumerate(present, 20) or "nothing"
     message = f"{folder} has no {split} data: looked for {' or '.join(wanted)}, found {listing}"
     suffixes = [name.split(".", 1)[1] for name in present if name.split(".")[0] in names and "." in name]
     if pair is None and len(suffixes) == 2:

@@ -14,13 +14,28 @@ from pathlib import Path
 
 from keras_attention.models import Seq2Seq
 from keras_attention.models.pipeline import DecodingOptions
+from keras_attention.models.seq2seq import ATTENTIONS
 
 from ..errors import InputError
+from ..tasks import TASKS
 
 FOLDER = Path(__file__).parent
 MODELS = {"seq2seq": Seq2Seq}
 SCHEDULES = ("constant", "cosine", "inverse_square_root", "noam")
 TOKENIZERS = ("characters", "bpe", "unigram")
+MONITORS = ("val_loss", "val_token_accuracy", "val_perplexity", "val_exact_match")
+MINIMUMS = {
+    **dict.fromkeys(("seed", "training.warmup_steps", "training.patience", "training.samples"), 0),
+    **dict.fromkeys(("data.examples", "data.held_out", "data.max_source_length", "data.max_target_length"), 1),
+    **dict.fromkeys(("source_tokenizer.vocabulary_size", "target_tokenizer.vocabulary_size"), 1),
+    **dict.fromkeys(("model.embedding_width", "model.encoder_layers"), 1),
+    **dict.fromkeys(("training.epochs", "training.token_budget", "training.bucket_width", "training.average"), 1),
+    **dict.fromkeys(("decoding.length_ratio", "decoding.length_offset"), 0),
+    "model.units": 2,
+}
+POSITIVE = ("training.learning_rate", "training.clipnorm")
+SHARES = ("model.dropout", "training.label_smoothing")
+EVEN = ("model.units",)
 
 
 @dataclass
@@ -100,7 +115,7 @@ def load_recipe(name, settings=()):
         InputError: an unknown recipe, key or choice, or a wrong type.
     """
     path = Path(name) if str(name).endswith(".toml") else FOLDER / f"{name}.toml"
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"There is no recipe {str(name)!r}; known: {', '.join(list_recipes())}, or a path to a .toml.")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -113,8 +128,11 @@ def resolve(table, settings=(), where="the recipe"):
     """Makes a Recipe of nested dicts, settings applied on top."""
     for setting in settings:
         table = _with_setting(table, setting)
+    if settings:
+        where += "".join(f" with --set {setting}" for setting in settings)
     recipe = _read(Recipe, table, where, "")
     _check_choices(recipe, where)
+    _check_ranges(recipe.to_dict(), where)
     return recipe
 
 
@@ -202,16 +220,31 @@ def _typed(value, expected, where, key):
 
 
 def _check_choices(recipe, where):
-    choices = (
-        ("training.schedule", recipe.training.schedule, SCHEDULES),
-        ("source_tokenizer.kind", recipe.source_tokenizer.kind, TOKENIZERS),
-        ("target_tokenizer.kind", recipe.target_tokenizer.kind, TOKENIZERS),
-    )
-    for key, value, known in choices:
+    """Choices and ranges, so that a slip is told before anything is read, drawn or written."""
+    choices = {
+        "data.task": (recipe.data.task, (*TASKS, None)),
+        "source_tokenizer.kind": (recipe.source_tokenizer.kind, TOKENIZERS),
+        "target_tokenizer.kind": (recipe.target_tokenizer.kind, TOKENIZERS),
+        "model.attention": (recipe.model.get("attention"), (*ATTENTIONS, None)),
+        "training.schedule": (recipe.training.schedule, SCHEDULES),
+        "training.monitor": (recipe.training.monitor, MONITORS),
+    }
+    for key, (value, known) in choices.items():
         if value not in known:
-            raise InputError(f"{where}: {key} must be one of {', '.join(known)}. Received: {value!r}")
-    for name in ("epochs", "token_budget", "bucket_width", "average"):
-        if getattr(recipe.training, name) < 1:
-            raise InputError(f"{where}: training.{name} must be at least 1.")
-    if recipe.training.learning_rate <= 0:
-        raise InputError(f"{where}: training.learning_rate must be above 0.")
+            names = ", ".join("none" if name is None else name for name in known)
+            raise InputError(f"{where}: {key} must be one of {names}. Received: {value!r}")
+
+
+def _check_ranges(table, where, section=""):
+    for name, value in table.items():
+        key = f"{section}.{name}" if section else name
+        if isinstance(value, dict):
+            _check_ranges(value, where, key)
+        elif key in MINIMUMS and value is not None and value < MINIMUMS[key]:
+            raise InputError(f"{where}: {key} must be at least {MINIMUMS[key]}. Received: {value}")
+        elif key in POSITIVE and value is not None and not value > 0:
+            raise InputError(f"{where}: {key} must be above 0. Received: {value}")
+        elif key in SHARES and not 0 <= value < 1:
+            raise InputError(f"{where}: {key} must be at least 0 and below 1. Received: {value}")
+        elif key in EVEN and value % 2:
+            raise InputError(f"{where}: {key} must be even, half for each direction. Received: {value}")

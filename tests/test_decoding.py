@@ -1,0 +1,325 @@
+"""Greedy search, beam search and sampling against oracles in NumPy, for models whose probabilities are known."""
+
+import itertools
+import math
+
+import keras
+import numpy as np
+import pytest
+from helpers import randomize, to_numpy
+from keras import ops
+
+from keras_attention.models import Seq2Seq, beam_search, greedy_search, sample
+from keras_attention.models.tokenizers import END, PAD, START
+
+pytestmark = pytest.mark.backends
+V = 7
+
+
+class Markov:
+    """Not a Keras model at all: the next token depends on the last one, the row and the position."""
+
+    def __init__(self, table):
+        self.table = table  # [B, T, V, V] logits
+
+    def initial_state(self, memory, max_length=None, beam_width=1):
+        rows = ops.shape(memory)[0]
+        return ops.full((rows * beam_width,), START, dtype="int32"), {
+            "row": ops.repeat(ops.arange(rows, dtype="int32"), beam_width, axis=0)
+        }
+
+    def step(self, tokens, position, memory, state):
+        logits = ops.take(ops.convert_to_tensor(self.table), position, axis=1)  # [B, V, V]
+        flat = ops.reshape(logits, (-1, self.table.shape[-1]))
+        return ops.take(flat, state["row"] * self.table.shape[2] + tokens, axis=0), state, None
+
+
+def markov(rows=3, steps=5, vocabulary=V, seed=0, scale=1.5):
+    table = np.random.default_rng(seed).normal(scale=scale, size=(rows, steps, vocabulary, vocabulary))
+    return Markov(table.astype("float32")), ops.zeros((rows, 1))
+
+
+def log_softmax(x):
+    x = x.astype("float64")
+    return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
+
+
+def log_probability(table, row, tokens):
+    """Of a sequence of tokens (END included where it ends)."""
+    total, last = 0.0, START
+    for position, token in enumerate(tokens):
+        total += log_softmax(table[row, position, last])[token]
+        last = token
+    return total
+
+
+def exhaustive(table, row, steps, alpha):
+    """Every sequence that ends, or fills all steps, with its score, best first."""
+    tokens = [t for t in range(table.shape[-1]) if t not in (PAD, START)]
+    found = []
+    for length in range(1, steps + 1):
+        for body in itertools.product([t for t in tokens if t != END], repeat=length - 1):
+            for last in tokens if length == steps else [END]:
+                sequence = [*body, last]
+                pieces = [t for t in sequence if t != END]
+                value = log_probability(table, row, sequence)
+                found.append((value / max(1, len(pieces)) ** alpha, value, pieces))
+    return sorted(found, key=lambda item: -item[0])
+
+
+def beam_oracle(table, row, steps, width, alpha):
+    """An independent beam search: lists of hypotheses, one row at a time."""
+    beam, finished = [(0.0, [])], []
+    for position in range(steps):
+        candidates = []
+        for value, tokens in beam:
+            gained = log_softmax(table[row, position, tokens[-1] if tokens else START])
+            candidates += [
+                (value + gained[t], [*tokens, t]) for t in range(table.shape[-1]) if t not in (PAD, START)
+            ]
+        candidates = sorted(candidates, key=lambda item: -item[0])[: 2 * width]
+        for rank, (value, tokens) in enumerate(candidates):
+            if rank < width and (tokens[-1] == END or position == steps - 1):
+                pieces = [t for t in tokens if t != END]
+                finished.append((value / max(1, len(pieces)) ** alpha, value, pieces))
+        beam = [item for item in candidates if item[1][-1] != END][:width]
+        if len(finished) >= width:
+            break
+    return sorted(finished, key=lambda item: -item[0])
+
+
+def rows_of(result):
+    """[[(score, log-probability, ids)]] of Hypotheses."""
+    ids, lengths = to_numpy(result.ids), to_numpy(result.lengths)
+    scores, values = to_numpy(result.scores), to_numpy(result.log_probabilities)
+    for row, rank in np.ndindex(lengths.shape):
+        assert np.all(ids[row, rank, lengths[row, rank] :] == PAD)
+    return [
+        [
+            (scores[row, rank], values[row, rank], ids[row, rank, : lengths[row, rank]].tolist())
+            for rank in range(lengths.shape[1])
+            if values[row, rank] > -1e29
+        ]
+        for row in range(lengths.shape[0])
+    ]
+
+
+def same(found, expected):
+    assert [item[2] for item in found] == [item[2] for item in expected]
+    np.testing.assert_allclose([i[:2] for i in found], [i[:2] for i in expected], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_beam_as_wide_as_all_sequences_is_exhaustive_search(alpha):
+    model, memory = markov(rows=2, steps=3, vocabulary=6)
+    everything = [exhaustive(model.table, row, 3, alpha) for row in range(2)]
+    width = len(everything[0])
+    result = beam_search(model, memory, 3, beam_width=width, num_return=11, length_penalty=alpha)
+    for row in range(2):
+        same(rows_of(result)[row], everything[row][:11])
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+def test_a_narrow_beam_equals_an_independent_beam_search(width, alpha):
+    for seed in range(4):
+        model, memory = markov(rows=3, steps=5, seed=seed)
+        result = rows_of(beam_search(model, memory, 5, beam_width=width, num_return=width, length_penalty=alpha))
+        for row in range(3):
+            same(result[row], beam_oracle(model.table, row, 5, width, alpha)[:width])
+
+
+def test_beam_1_is_greedy_search():
+    model, memory = markov(rows=23, steps=7, seed=5)
+    limits = np.random.default_rng(0).integers(1, 8, 23)
+    greedy = greedy_search(model, memory, 7, limits)
+    beam = beam_search(model, memory, 7, limits, beam_width=1)
+    for one, two in zip(greedy[:4], beam[:4], strict=True):
+        np.testing.assert_allclose(to_numpy(one), to_numpy(two), atol=1e-5)
+
+
+def test_each_row_has_its_own_greatest_length():
+    model, memory = markov(rows=3, steps=5, seed=7)
+    limits = [2, 0, 4]
+    result = rows_of(beam_search(model, memory, 5, limits, beam_width=3, num_return=3))
+    assert result[1] == []
+    for row in (0, 2):
+        same(result[row], beam_oracle(model.table, row, limits[row], 3, 1.0)[:3])
+
+
+def test_a_probable_end_does_not_end_the_others():
+    """END stands among the W best at once; the beam goes on with the next candidates."""
+    table = np.full((1, 3, 6, 6), -9.0, "float32")
+    table[0, :, :, END], table[0, :, :, 4], table[0, :, :, 5] = 2.0, 1.5, 1.0
+    result = rows_of(beam_search(Markov(table), ops.zeros((1, 1)), 3, beam_width=2, num_return=2, length_penalty=0.0))
+    same(result[0], beam_oracle(table, 0, 3, 2, 0.0)[:2])
+    assert result[0][0][2] == []
+
+
+def test_pad_and_start_are_never_written_and_probabilities_stay_the_models_own():
+    table = np.zeros((1, 3, 6, 6), "float32")
+    table[..., PAD], table[..., START] = 20.0, 20.0
+    for result in (greedy_search(Markov(table), ops.zeros((1, 1)), 3), beam_search(Markov(table), ops.zeros((1, 1)), 3)):
+        ((found,),) = rows_of(result)
+        assert not {PAD, START} & set(found[2])
+        tokens = found[2] if len(found[2]) == 3 else [*found[2], END]
+        assert math.isclose(found[1], log_probability(table, 0, tokens), rel_tol=1e-5)
+        assert found[1] < -20
+
+
+ATTENTIONS = ["additive", "dot", "scaled_dot", None]
+SOURCE = np.array([[5, 6, 7, 0, 0], [4, 5, 6, 7, 8], [9, 0, 0, 0, 0]], "int32")
+
+
+def seq2seq(attention="additive"):
+    return randomize(Seq2Seq(11, 13, units=8, embedding_width=6, attention=attention), scale=0.8, seed=3)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_each_hypothesis_has_the_models_own_log_probability_and_attention(attention):
+    model = seq2seq(attention)
+    memory = model.encode({"source": SOURCE})
+    result = beam_search(model, memory, 6, beam_width=5, num_return=5)
+    ids, lengths = to_numpy(result.ids), to_numpy(result.lengths)
+    for row, rank in np.ndindex(lengths.shape):
+        length = lengths[row, rank]
+        tokens = ids[row, rank, :length].tolist() + ([END] if length < 6 else [])
+        target = np.array([[START, *tokens[:-1]]])
+        logits, weights = model({"source": SOURCE[row : row + 1], "target": target}, return_attention_scores=True)
+        gained = log_softmax(to_numpy(logits)[0])[np.arange(len(tokens)), tokens]
+        assert math.isclose(gained.sum(), to_numpy(result.log_probabilities)[row, rank], abs_tol=1e-4)
+        if attention is None:
+            assert result.attention is None
+            continue
+        shown = to_numpy(result.attention)[row, rank]
+        np.testing.assert_allclose(shown[:length], to_numpy(weights)[0, :length], atol=1e-5)
+        assert np.all(shown[length:] == 0)
+        assert np.all(shown[:, SOURCE[row] == 0] == 0)
+        np.testing.assert_allclose(shown[:length].sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_batch_decodes_as_each_row_alone_however_padded(attention):
+    model = seq2seq(attention)
+    together = rows_of(beam_search(model, model.encode({"source": SOURCE}), 6, beam_width=3, num_return=3))
+    for row in range(3):
+        alone = np.pad(SOURCE[row : row + 1], ((0, 0), (0, 11)))
+        found = rows_of(beam_search(model, model.encode({"source": alone}), 6, beam_width=3, num_return=3))
+        same(found[0], together[row])
+
+
+def test_coverage_penalty_changes_the_ranking_as_its_formula_says():
+    model = seq2seq()
+    memory = model.encode({"source": SOURCE})
+    plain = beam_search(model, memory, 6, beam_width=5, num_return=5)
+    covered = beam_search(model, memory, 6, beam_width=5, num_return=5, coverage_penalty=0.7)
+    attention, scores = to_numpy(covered.attention), to_numpy(covered.scores)
+    complete = to_numpy(covered.lengths) == 6  # the attention of END is not returned, but counts
+    assert complete.any()
+    for row, rank in zip(*np.nonzero(complete), strict=True):
+        sums = attention[row, rank].sum(0)[SOURCE[row] != 0]
+        penalty = 0.7 * np.log(np.minimum(sums, 1)).sum()
+        expected = to_numpy(covered.log_probabilities)[row, rank] / 6 + penalty
+        assert math.isclose(scores[row, rank], expected, abs_tol=1e-4)
+    assert np.all(np.diff(scores, axis=1) <= 0)
+    assert np.abs(to_numpy(plain.scores) - scores).max() > 0.01
+    with pytest.raises(ValueError, match="needs a model with attention"):
+        beam_search(seq2seq(None), seq2seq(None).encode({"source": SOURCE}), 6, coverage_penalty=0.7)
+
+
+def uniforms(rows, steps, seed=0):
+    return np.random.default_rng(seed).random((rows, steps)).astype("float32")
+
+
+def test_sampling_draws_from_the_models_distribution():
+    model, memory = markov(rows=1, steps=1, vocabulary=V, scale=1.0)
+    count = 20000
+    result = sample(model, memory, uniforms(count, 1), num_samples=count)
+    ids, lengths = to_numpy(result.ids)[0, :, 0], to_numpy(result.lengths)[0]
+    drawn = np.where(lengths == 0, END, ids)
+    probabilities = np.exp(log_softmax(model.table[0, 0, START]))
+    probabilities[[PAD, START]] = 0
+    expected = count * probabilities / probabilities.sum()
+    observed = np.bincount(drawn, minlength=V)
+    assert np.all(observed[expected == 0] == 0)
+    real = expected > 0
+    chi_squared = ((observed[real] - expected[real]) ** 2 / expected[real]).sum()
+    assert chi_squared < 18.5  # 4 degrees of freedom: 0.001
+
+
+def test_temperature_0_and_top_k_1_are_greedy_search():
+    model, memory = markov(rows=11, steps=5)
+    expected = to_numpy(greedy_search(model, memory, 5).ids)
+    for options in ({"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-3}):
+        np.testing.assert_array_equal(to_numpy(sample(model, memory, uniforms(11, 5), **options).ids), expected)
+
+
+@pytest.mark.parametrize(("options", "kept"), [({"top_k": 2}, 2), ({"top_p": 0.6}, 2), ({"top_p": 0.75}, 3), ({}, 4)])
+def test_top_k_and_top_p_keep_the_smallest_set(options, kept):
+    table = np.full((1, 1, 8, 8), -np.inf, "float32")
+    table[0, 0, START, 4:8] = np.log([0.1, 0.4, 0.2, 0.3])
+    count = 4000
+    result = sample(Markov(np.maximum(table, -1e4)), ops.zeros((1, 1)), uniforms(count, 1), num_samples=count, **options)
+    drawn, counts = np.unique(to_numpy(result.ids), return_counts=True)
+    best = np.array([5, 7, 6, 4])[:kept]
+    assert set(drawn) == set(best)
+    probabilities = np.array([0.4, 0.3, 0.2, 0.1])[:kept]
+    shares = [counts[drawn == token][0] / count for token in best]
+    np.testing.assert_allclose(shares, probabilities / probabilities.sum(), atol=0.03)
+    values = to_numpy(result.log_probabilities)[0]
+    np.testing.assert_allclose(np.unique(values.round(4)), np.sort(np.log([0.4, 0.3, 0.2, 0.1][:kept])), atol=1e-3)
+
+
+def test_samples_depend_on_their_own_numbers_only():
+    model = seq2seq()
+    numbers = uniforms(3 * 2, 6)
+    together = sample(model, model.encode({"source": SOURCE}), numbers, num_samples=2)
+    for row in range(3):
+        memory = model.encode({"source": SOURCE[row : row + 1]})
+        alone = sample(model, memory, numbers[2 * row : 2 * row + 2], num_samples=2)
+        np.testing.assert_array_equal(to_numpy(alone.ids)[0], to_numpy(together.ids)[row])
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_compiled_decoding_gives_the_same(attention):
+    model = seq2seq(attention)
+    backend = keras.backend.backend()
+
+    def decode(source, numbers):
+        memory = model.encode({"source": source})
+        searched = beam_search(model, memory, 6, beam_width=3, num_return=2)
+        return searched, greedy_search(model, memory, 6), sample(model, memory, numbers, temperature=0.8, top_k=5)
+
+    numbers = uniforms(3, 6)
+    expected = decode(ops.convert_to_tensor(SOURCE), ops.convert_to_tensor(numbers))
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        compiled = [tf.function(decode, autograph=False, jit_compile=xla) for xla in (False, True)]
+    elif backend == "jax":
+        import jax
+
+        compiled = [jax.jit(decode)]
+    else:
+        pytest.skip("the loop runs eagerly on PyTorch")
+    for function in compiled:
+        for one, two in zip(function(SOURCE, numbers), expected, strict=True):
+            np.testing.assert_array_equal(to_numpy(one.ids), to_numpy(two.ids))
+            np.testing.assert_allclose(to_numpy(one.scores), to_numpy(two.scores), atol=1e-4)
+            if attention:
+                np.testing.assert_allclose(to_numpy(one.attention), to_numpy(two.attention), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: beam_search(*m, 3, beam_width=2, num_return=3), "num_return=3, beam_width=2"),
+        (lambda m: beam_search(*m, 3, beam_width=0), "beam_width=0"),
+        (lambda m: sample(*m, uniforms(3, 3), temperature=-1), "temperature of at least 0.*temperature=-1"),
+        (lambda m: sample(*m, uniforms(3, 3), top_k=0), "top_k of at least 1.*top_k=0"),
+        (lambda m: sample(*m, uniforms(3, 3), top_p=1.5), "top_p above 0.*top_p=1.5"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(markov())

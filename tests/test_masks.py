@@ -1,0 +1,83 @@
+"""Mask algebra and the masked softmax."""
+
+import numpy as np
+import pytest
+from helpers import gradients, numpy_softmax, random, to_numpy
+from keras import ops
+
+from keras_attention import causal_mask, combine_masks, masked_softmax, masks, padding_mask
+
+pytestmark = pytest.mark.backends
+
+
+def test_as_mask_takes_booleans_and_integers_only():
+    assert masks.as_mask(None) is None
+    for dtype in ("bool", "int32", "uint8", "int64"):
+        np.testing.assert_array_equal(to_numpy(masks.as_mask(np.array([0, 1], dtype))), [False, True])
+    for dtype in ("float32", "float16"):
+        with pytest.raises(TypeError, match=f"value_mask must be boolean .* Received dtype {dtype}"):
+            masks.as_mask(np.array([0, 1], dtype), "value_mask")
+
+
+def test_masks_combine_with_and():
+    assert combine_masks(None, None) is None
+    one, two = np.array([[True, True, False]]), np.array([[1], [0]])
+    np.testing.assert_array_equal(to_numpy(combine_masks(one, None, two)), one & two.astype(bool))
+
+
+def test_padding_mask():
+    expected = [[False] * 5, [True] * 3 + [False] * 2, [True] * 5]
+    np.testing.assert_array_equal(to_numpy(padding_mask(np.array([0, 3, 5]), 5)), expected)
+
+
+@pytest.mark.parametrize(("rows", "columns", "offset"), [(3, 5, 0), (5, 3, 0), (2, 7, 5)])
+def test_causal_mask_is_aligned_at_the_top_left(rows, columns, offset):
+    expected = np.tril(np.ones((rows, columns), bool), offset)
+    np.testing.assert_array_equal(to_numpy(causal_mask(rows, columns, offset)), expected)
+
+
+def test_attention_mask_joins_all_four():
+    query, key = np.array([[True, True, False]]), np.array([[True, False, True, True, True]])
+    explicit = np.ones((1, 3, 5), bool)
+    explicit[0, 1, 0] = False
+    causal = np.tril(np.ones((3, 5), bool))
+    expected = query[:, :, None] & key[:, None, :] & explicit & causal
+    result = masks.attention_mask(*map(ops.convert_to_tensor, (query, key, explicit, causal)))
+    np.testing.assert_array_equal(to_numpy(result), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_masked_softmax_equals_the_oracle_and_gives_zeros_for_empty_rows(dtype):
+    scores = random(2, 3, 5) * 5
+    mask = np.random.default_rng(1).random((2, 3, 5)) > 0.4
+    mask[1, 2] = False
+    weights = masked_softmax(ops.cast(scores, dtype), mask)
+    rounded = to_numpy(ops.cast(ops.cast(scores, dtype), "float32"))
+    np.testing.assert_allclose(to_numpy(weights), numpy_softmax(rounded, mask), atol=1e-6)
+    assert np.all(to_numpy(weights)[~mask] == 0)
+    assert "float32" in str(weights.dtype)
+
+
+def test_masked_softmax_survives_great_scores():
+    scores = np.array([[3e38, -3e38, 1e30], [-3e38, -3e38, 3e38]], "float32")
+    mask = np.array([[True, True, False], [True, True, False]])
+    np.testing.assert_array_equal(to_numpy(masked_softmax(scores, mask)), [[1, 0, 0], [0.5, 0.5, 0]])
+
+
+def test_masked_softmax_has_finite_gradients_everywhere():
+    scores = random(2, 3, 5)
+    mask = np.ones((2, 3, 5), bool)
+    mask[0, 1], mask[1, :, 2] = False, False
+    weight = random(2, 3, 5, seed=3)
+    (found,) = gradients(lambda x: ops.sum(masked_softmax(x, mask) * weight), [scores])
+    assert np.all(np.isfinite(found))
+    assert np.all(found[~mask] == 0)
+    assert np.abs(found[0, 0]).max() > 0.01
+
+
+def test_zero_masked_stops_nan_and_infinity():
+    x = random(2, 3, 5, 7)
+    x[0, 1], x[1, 2] = np.nan, np.inf
+    mask = np.array([[True, False, True], [True, True, False]])
+    result = to_numpy(masks.zero_masked(ops.convert_to_tensor(x), ops.convert_to_tensor(mask)))
+    np.testing.assert_array_equal(result, np.where(mask[:, :, None, None], x, 0))

@@ -1,0 +1,227 @@
+"""Recipes: what is filled in, what --set makes of a text, and every refusal."""
+
+import dataclasses
+
+import pytest
+
+from keras_attention.training import recipes
+from keras_attention.training.errors import InputError
+from keras_attention.training.recipes import load_recipe, resolve
+
+MINIMAL = {"name": "tiny"}
+
+
+def message_of(call, *arguments, **options):
+    with pytest.raises(InputError) as caught:
+        call(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "mine.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+        return path
+
+    return write
+
+
+# What is filled in
+
+
+@pytest.mark.parametrize("name", recipes.list_recipes())
+def test_every_shipped_recipe_loads(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipes.list_recipes()[name]
+
+
+def test_defaults():
+    recipe = resolve(MINIMAL)
+    assert recipe.seed == 1
+    assert recipe.model["kind"] == "seq2seq"
+    assert {"units", "attention", "dropout", "embedding_width"} < set(recipe.model)
+    assert recipe.training == recipes.Training()
+    assert recipe.decoding == recipes.DecodingOptions()
+    assert recipe.source_tokenizer.kind == recipe.target_tokenizer.kind == "characters"
+
+
+def test_a_recipe_changes_what_it_names_only(write):
+    path = write('# Mine.\nseed = 7\n[data]\ntask = "dates"\n[model]\nunits = 14\n[training]\nepochs = 3\n')
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.seed, recipe.data.task, recipe.model["units"]) == ("mine", 7, "dates", 14)
+    assert recipe.training == dataclasses.replace(recipes.Training(), epochs=3)
+    assert load_recipe(str(path)) == recipe
+
+
+@pytest.mark.parametrize("name", recipes.list_recipes())
+def test_a_resolved_recipe_resolves_to_itself(name):
+    recipe = load_recipe(name, ["model.embedding_width=none", "training.clipnorm=none"])
+    table = recipe.to_dict()
+    assert resolve(table) == recipe
+    assert resolve(table).to_dict() == table
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "section", "key", "expected"),
+    [
+        ("training.epochs=17", "training", "epochs", 17),
+        ("training.learning_rate=3e-4", "training", "learning_rate", 3e-4),
+        ("training.learning_rate=1", "training", "learning_rate", 1.0),
+        ("training.clipnorm=none", "training", "clipnorm", None),
+        ("training.clipnorm=2", "training", "clipnorm", 2.0),
+        ("training.monitor=val_loss", "training", "monitor", "val_loss"),
+        ("training.monitor='val_loss'", "training", "monitor", "val_loss"),
+        ("source_tokenizer.byte_fallback=false", "source_tokenizer", "byte_fallback", False),
+        ('data.locales=["de_DE", "ko_KR"]', "data", "locales", ["de_DE", "ko_KR"]),
+        ("data.source=some/file.en", "data", "source", "some/file.en"),
+        ("data.source=C:\\texts\\a=b.en", "data", "source", "C:\\texts\\a=b.en"),
+        ("decoding.beam_width=5", "decoding", "beam_width", 5),
+    ],
+)
+def test_settings(setting, section, key, expected):
+    value = getattr(getattr(resolve(MINIMAL, [setting]), section), key)
+    assert value == expected and type(value) is type(expected)
+
+
+def test_settings_of_the_model_and_the_top_level():
+    recipe = resolve(MINIMAL, ["model.units=22", "model.attention=none", "model.dropout=0", "seed=23"])
+    assert (recipe.model["units"], recipe.model["attention"], recipe.seed) == (22, None, 23)
+    assert recipe.model["dropout"] == 0.0 and isinstance(recipe.model["dropout"], float)
+
+
+def test_the_last_setting_wins_and_the_table_stays_as_it_is():
+    table = {"name": "tiny", "training": {"epochs": 3}}
+    assert resolve(table, ["training.epochs=5", "training.epochs=7"]).training.epochs == 7
+    assert table == {"name": "tiny", "training": {"epochs": 3}}
+
+
+@pytest.mark.parametrize("setting", ["epochs", "=3", ".epochs=3", "training.=3", ""])
+def test_a_setting_that_is_none(setting):
+    message = message_of(resolve, MINIMAL, [setting])
+    assert "--set expects SECTION.KEY=VALUE" in message and repr(setting) in message
+
+
+def test_a_setting_within_what_is_no_section():
+    assert "seed is not a section" in message_of(resolve, {"name": "tiny", "seed": 3}, ["seed.units=3"])
+
+
+# Refusals
+
+
+def test_an_unknown_recipe():
+    message = message_of(load_recipe, "nonsense")
+    assert "'nonsense'" in message
+    for name in recipes.list_recipes():
+        assert name in message
+
+
+def test_a_recipe_s_file_that_is_missing(tmp_path):
+    assert str(tmp_path / "mine.toml") in message_of(load_recipe, tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize("content", ["[model\nunits = 3\n", "units = \n", b"# \xff\n", "a = 1\na = 2\n"])
+def test_a_file_that_is_no_toml(write, content):
+    path = write(content)
+    assert f"{path} is not valid TOML" in message_of(load_recipe, path)
+
+
+def test_a_folder_instead_of_a_file(tmp_path):
+    (tmp_path / "mine.toml").mkdir()
+    assert str(tmp_path / "mine.toml") in message_of(load_recipe, tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "place", "one_known"),
+    [
+        ("sed=3", "the top level", "seed"),
+        ("data.tusk=dates", "[data]", "task"),
+        ("model.unit=3", "[model]", "units"),
+        ("training.epoch=3", "[training]", "epochs"),
+        ("decoding.beam=3", "[decoding]", "beam_width"),
+        ("source_tokenizer.knd=bpe", "[source_tokenizer]", "kind"),
+        ("target_tokenizer.knd=bpe", "[target_tokenizer]", "kind"),
+    ],
+)
+def test_unknown_keys(setting, place, one_known):
+    message = message_of(resolve, MINIMAL, [setting], where="mine.toml")
+    key = setting.partition("=")[0].rpartition(".")[2]
+    assert message.startswith(f"mine.toml with --set {setting}: unknown key {key!r} in {place}; known: ")
+    assert one_known in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("seed=one", "seed must be int. Received: 'one' (str)"),
+        ("seed=true", "seed must be int. Received: True (bool)"),
+        ("training.epochs=2.5", "training.epochs must be int. Received: 2.5 (float)"),
+        ("training.epochs=true", "training.epochs must be int. Received: True (bool)"),
+        ("training.epochs=none", "training.epochs must be int. Received: None (NoneType)"),
+        ("training.learning_rate=true", "training.learning_rate must be float. Received: True (bool)"),
+        ("training.clipnorm=small", "training.clipnorm must be float or none. Received: 'small' (str)"),
+        ("target_tokenizer.byte_fallback=1", "target_tokenizer.byte_fallback must be bool. Received: 1 (int)"),
+        ("data.locales=ko_KR", "data.locales must be list or none. Received: 'ko_KR' (str)"),
+        ("data.source=3", "data.source must be str or none. Received: 3 (int)"),
+        ("model.units=wide", "model.units must be int. Received: 'wide' (str)"),
+        ("model.units=true", "model.units must be int. Received: True (bool)"),
+        ("model.attention=3", "model.attention must be str or none. Received: 3 (int)"),
+        ("decoding.beam_width=1.0", "decoding.beam_width must be int. Received: 1.0 (float)"),
+    ],
+)
+def test_wrong_types(setting, expected):
+    assert message_of(resolve, MINIMAL, [setting], where="mine.toml") == f"mine.toml with --set {setting}: {expected}"
+
+
+@pytest.mark.parametrize("section", ["data", "model", "training", "decoding", "source_tokenizer"])
+def test_a_section_that_is_none(section):
+    message = message_of(resolve, {**MINIMAL, section: 3})
+    assert f"{section} must be a section. Received: 3" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "one_known"),
+    [
+        ("training.schedule=linear", "cosine"),
+        ("source_tokenizer.kind=letters", "characters"),
+        ("target_tokenizer.kind=letters", "bpe"),
+        ("model.kind=rnn", "seq2seq"),
+        ("model.attention=multiply", "additive"),
+        ("data.task=times", "dates"),
+        ("training.monitor=loss", "val_loss"),
+    ],
+)
+def test_wrong_choices(setting, one_known):
+    key, _, value = setting.partition("=")
+    message = message_of(resolve, MINIMAL, [setting], where="mine.toml")
+    assert message.startswith(f"mine.toml with --set {setting}: {key} must be one of ")
+    assert one_known in message and message.endswith(f"Received: {value!r}")
+
+
+DECODING = ("decoding.beam_width", "decoding.max_length", "decoding.max_source_length")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("training.epochs=0", "training.token_budget=0", "training.bucket_width=-1", "training.average=0"),
+        *("training.learning_rate=0", "training.warmup_steps=-1", "training.patience=-1", "training.samples=-1"),
+        *("training.label_smoothing=1", "training.clipnorm=0", "data.examples=0", "data.held_out=0"),
+        *("data.max_source_length=0", "data.max_target_length=0", "source_tokenizer.vocabulary_size=0"),
+        *("model.units=0", "model.units=7", "model.encoder_layers=0", "model.embedding_width=0", "model.dropout=1"),
+        *("decoding.beam_width=0", "decoding.max_length=0", "decoding.max_source_length=0"),
+        *("decoding.length_ratio=-1", "decoding.length_offset=-1", "seed=-1"),
+    ],
+)
+def test_numbers_out_of_range(setting):
+    key, _, value = setting.partition("=")
+    message = message_of(resolve, MINIMAL, [setting], where="mine.toml")
+    # The decoding options check themselves and name their section.
+    name = f"[decoding] Decoding expects {key.rpartition('.')[2]}" if key in DECODING else f"{key} must be "
+    assert message.startswith(f"mine.toml with --set {setting}: {name}") and value in message.rpartition("Received")[2]

@@ -1,0 +1,155 @@
+"""The attending decoder: loop = steps, numbers, masks, errors."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import check_layer, gradients, numpy_softmax, random, randomize, to_numpy
+from keras import ops
+
+from keras_attention import AdditiveAttention, AttentiveRNN, DotProductAttention, ScaledDotProductAttention
+
+pytestmark = pytest.mark.backends
+B, T, S, E, M, U, R = 2, 3, 5, 7, 11, 11, 13
+SEQUENCE, MEMORY, STATE = random(B, T, E), random(B, S, M, seed=1), random(B, U, seed=2)
+MASK = np.array([[True, True, True, False, False], [True, False, True, True, True]])
+ATTENTIONS = {
+    "additive": lambda: AdditiveAttention(17),
+    "dot": DotProductAttention,
+    "scaled_dot": ScaledDotProductAttention,
+    "none": lambda: None,
+}
+
+
+def make(name="additive", **options):
+    return AttentiveRNN(U, attention=ATTENTIONS[name](), readout_units=R, **options)
+
+
+def memory_of(name):
+    return MEMORY[:, 0] if name == "none" else MEMORY
+
+
+def built(name):
+    layer = make(name)
+    layer.build(SEQUENCE.shape, memory_of(name).shape)
+    return randomize(layer)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_contract(name):
+    check_layer(make(name), {"sequence": SEQUENCE, "memory": memory_of(name), "initial_state": STATE})
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_the_loop_equals_its_steps(name):
+    layer, memory = built(name), memory_of(name)
+    mask = None if name == "none" else MASK
+    output, weights = layer(SEQUENCE, memory, STATE, memory_mask=mask, return_attention_scores=True)
+    alone = layer(SEQUENCE, memory, STATE, memory_mask=mask)
+    np.testing.assert_array_equal(to_numpy(alone), to_numpy(output))
+    prepared = layer.prepare(ops.convert_to_tensor(memory), mask)
+    state = ops.convert_to_tensor(STATE)
+    for t in range(T):
+        stepped, state, attention = layer.step(ops.convert_to_tensor(SEQUENCE[:, t]), state, prepared)
+        np.testing.assert_allclose(to_numpy(stepped), to_numpy(output)[:, t], atol=1e-5)
+        if name == "none":
+            assert attention is None
+            assert weights is None
+        else:
+            np.testing.assert_allclose(to_numpy(attention), to_numpy(weights)[:, t], atol=1e-5)
+
+
+def test_several_hypotheses_share_one_memory():
+    layer, wide = built("additive"), 3
+    prepared = layer.prepare(ops.convert_to_tensor(MEMORY), MASK)
+    inputs, states = random(B * wide, E, seed=5), random(B * wide, U, seed=6)
+    together = layer.step(ops.convert_to_tensor(inputs), ops.convert_to_tensor(states), prepared)
+    for w in range(wide):
+        own = np.arange(B) * wide + w
+        alone = layer.step(ops.convert_to_tensor(inputs[own]), ops.convert_to_tensor(states[own]), prepared)
+        for one, many in zip(alone, together, strict=True):
+            np.testing.assert_allclose(to_numpy(one), to_numpy(many)[own], atol=1e-6)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_numbers_equal_an_oracle():
+    layer = built("additive")
+    output, weights = layer(SEQUENCE, MEMORY, STATE, memory_mask=MASK, return_attention_scores=True)
+    a = layer.attention
+    kernel, recurrent = to_numpy(layer.cell.kernel), to_numpy(layer.cell.recurrent_kernel)
+    bias, recurrent_bias = to_numpy(layer.cell.bias)
+    state = STATE.astype("float64")
+    for t in range(T):
+        q, k = state @ to_numpy(a.query_projection.kernel), MEMORY @ to_numpy(a.key_projection.kernel)
+        attention = numpy_softmax(np.tanh(q[:, None] + k) @ to_numpy(a.score_vector), MASK)
+        context = np.einsum("bs,bsm->bm", attention, MEMORY)
+        x = np.concatenate([SEQUENCE[:, t], context], -1) @ kernel + bias
+        h = state @ recurrent + recurrent_bias
+        z, r = sigmoid(x[:, :U] + h[:, :U]), sigmoid(x[:, U : 2 * U] + h[:, U : 2 * U])
+        state = z * state + (1 - z) * np.tanh(x[:, 2 * U :] + r * h[:, 2 * U :])
+        seen = np.concatenate([SEQUENCE[:, t], state, context], -1)
+        expected = np.tanh(seen @ to_numpy(layer.readout.kernel) + to_numpy(layer.readout.bias))
+        np.testing.assert_allclose(to_numpy(output)[:, t], expected, atol=1e-5)
+        np.testing.assert_allclose(to_numpy(weights)[:, t], attention, atol=1e-5)
+
+
+def test_masks_of_memory_and_sequence():
+    layer = built("additive")
+    sequence_mask = np.array([[True, True, False], [True, True, True]])
+    given = {"memory_mask": MASK, "sequence_mask": sequence_mask}
+    output, weights = layer(SEQUENCE, MEMORY, STATE, **given, return_attention_scores=True)
+    weights = to_numpy(weights)
+    allowed = sequence_mask[:, :, None] & MASK[:, None, :]
+    assert np.all(weights[~allowed] == 0)
+    np.testing.assert_allclose(weights.sum(-1), sequence_mask, atol=1e-6)
+    sequence, memory = SEQUENCE.copy(), MEMORY.copy()
+    sequence[~sequence_mask], memory[~MASK] = np.nan, np.nan
+    np.testing.assert_array_equal(to_numpy(layer(sequence, memory, STATE, **given)), to_numpy(output))
+    found = gradients(
+        lambda *x: ops.sum(ops.square(layer(*x, **given))), [sequence, memory, STATE], layer.trainable_weights
+    )
+    assert all(np.all(np.isfinite(x)) for x in found)
+    assert np.all(found[1][~MASK] == 0)
+
+
+def test_a_memory_of_padding_only_gives_a_zero_context():
+    layer = built("additive")
+    mask = np.zeros((B, S), bool)
+    output, weights = layer(SEQUENCE, MEMORY, STATE, memory_mask=mask, return_attention_scores=True)
+    assert np.all(to_numpy(weights) == 0)
+    np.testing.assert_array_equal(to_numpy(layer(SEQUENCE, MEMORY * 0, STATE, memory_mask=mask)), to_numpy(output))
+    assert np.all(np.isfinite(to_numpy(output)))
+
+
+def test_the_mask_of_an_embedding_reaches_the_memory_and_the_loop():
+    layer = AttentiveRNN(U, attention=AdditiveAttention(17))
+    source, target = np.array([[4, 5, 0, 0], [6, 7, 8, 0]]), np.array([[2, 9, 0], [2, 3, 4]])
+    embedding = keras.layers.Embedding(11, M, mask_zero=True)
+    _, weights = layer(embedding(target), embedding(source), return_attention_scores=True)
+    allowed = (target != 0)[:, :, None] & (source != 0)[:, None, :]
+    assert np.all(to_numpy(weights)[~allowed] == 0)
+    np.testing.assert_allclose(to_numpy(weights).sum(-1), target != 0, atol=1e-6)
+
+
+def test_without_a_first_state_it_begins_at_zero():
+    layer = built("dot")
+    np.testing.assert_array_equal(
+        to_numpy(layer(SEQUENCE, MEMORY)), to_numpy(layer(SEQUENCE, MEMORY, np.zeros((B, U), "float32")))
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: AttentiveRNN(U, attention="additive"), TypeError, "layer such as AdditiveAttention.*'additive'"),
+        (lambda: AttentiveRNN(U, attention=AdditiveAttention(3, dropout=0.1)), ValueError, "dropout=0. Received: .*0.1"),
+        (lambda: make()(SEQUENCE, MEMORY[:, 0]), ValueError, r"memory of 3 axes .*memory.shape=\(2, 11\)"),
+        (lambda: make("none")(SEQUENCE, MEMORY), ValueError, r"memory of 2 axes .*memory.shape=\(2, 5, 11\)"),
+        (lambda: AttentiveRNN(3, attention=DotProductAttention())(SEQUENCE, MEMORY), ValueError, "query width 3, key"),
+    ],
+)
+def test_errors(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
