@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import keras
@@ -38,11 +39,11 @@ def load_weights(folder):
     """Builds the model that `save_weights` wrote."""
     try:
         config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        with np.load(folder / "weights.npz") as stored:
+        with open(folder / "weights.npz", "rb") as file, np.load(file) as stored:
             arrays = [stored[name] for name in sorted(stored.files)]
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder} holds no model: {Path(error.filename).name} is missing.") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"The model in {folder} is damaged or truncated: {error}") from error
     model = keras.saving.deserialize_keras_object(config)
     shapes = [tuple(weight.shape) for weight in model.weights]

@@ -119,12 +119,12 @@ class Pipeline:
         Returns:
             A list of `Result`, one for each input, in order.
         """
-        width = max(num_return, beam_width or self.options.beam_width)
-        if num_return < 1 or width < 1 or batch_size < 1:
+        if min(num_return, batch_size, self.options.beam_width if beam_width is None else beam_width) < 1:
             raise ValueError(
                 "Pipeline expects beam_width, num_return and batch_size of at least 1. Received: "
                 f"beam_width={beam_width}, num_return={num_return}, batch_size={batch_size}"
             )
+        width = max(num_return, beam_width or self.options.beam_width)
         inputs = self._check(inputs)
         answer = self.function(width, num_return, jit_compile)
         order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
@@ -169,7 +169,7 @@ class Pipeline:
             if jit_compile:
                 hypotheses = self._decode_in_buckets(compiled, ids, limits)
             else:
-                hypotheses = decode(ids, limits, tf.zeros([tf.reduce_max(limits)], tf.int32))
+                hypotheses = decode(ids, limits, tf.zeros([tf.maximum(tf.reduce_max(limits), 1)], tf.int32))
             return self.write(ids, lengths, hypotheses)
 
         text = self.source_tokenizer is not None
@@ -215,7 +215,7 @@ class Pipeline:
         more_rows = _power_of_two(rows) - rows
         ids = tf.pad(ids, [[0, more_rows], [0, _multiple(length) - length]])
         limits = tf.pad(limits, [[0, more_rows]])
-        hypotheses = compiled(ids, limits, tf.zeros([_multiple(tf.reduce_max(limits))], tf.int32))
+        hypotheses = compiled(ids, limits, tf.zeros([_multiple(tf.maximum(tf.reduce_max(limits), 1))], tf.int32))
         hypotheses = hypotheses._replace(
             **{name: x[:rows] for name, x in hypotheses._asdict().items() if x is not None}
         )
@@ -273,8 +273,8 @@ class Pipeline:
                 length = int(self.source_tokenizer.tokenize([text]).row_lengths()[0])
                 if length > longest:
                     raise ValueError(
-                        f"This model accepts at most {longest} pieces. Received: input {number} has {length}; "
-                        "shorten or split it."
+                        f"This model accepts at most {longest} pieces. Received: input {number} has {length} "
+                        f"({text[:40].decode('utf-8', 'ignore')!r}...); shorten or split it."
                     )
 
     def _batch(self, rows):
@@ -321,7 +321,10 @@ class Pipeline:
             model = _load_keras(folder / "model.keras")
         else:
             model = load_weights(folder)
-        return cls(model, *tokenizers, **options)
+        try:
+            return cls(model, *tokenizers, **options)
+        except TypeError as error:
+            raise ValueError(f"{folder / 'pipeline.json'} does not fit: {error}") from error
 
     @classmethod
     def from_preset(cls, name):
@@ -410,12 +413,12 @@ def _check_vocabulary(model, side, tokenizer):
 
 def _read_json(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path.parent} holds no trained model, {path.name} is missing. Give a run or what Pipeline.save wrote."
         ) from None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged or truncated: {error}") from error
 
 

@@ -143,9 +143,7 @@ def test_nothing_leaks_from_behind_padding(make, poison):
     behind = ~(MASKS["value_mask"] & MASKS["key_mask"])
     value[behind], key[behind] = poison, poison
     np.testing.assert_array_equal(to_numpy(layer(query, value, key, **given)), clean)
-    found = gradients(
-        lambda *x: ops.sum(ops.square(layer(*x, **given))), [query, value, key], layer.trainable_weights
-    )
+    found = gradients(lambda *x: ops.sum(ops.square(layer(*x, **given))), [query, value, key], layer.trainable_weights)
     assert all(np.all(np.isfinite(x)) for x in found)
     assert np.all(found[1][behind] == 0)
 

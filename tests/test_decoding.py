@@ -74,9 +74,7 @@ def beam_oracle(table, row, steps, width, alpha):
         candidates = []
         for value, tokens in beam:
             gained = log_softmax(table[row, position, tokens[-1] if tokens else START])
-            candidates += [
-                (value + gained[t], [*tokens, t]) for t in range(table.shape[-1]) if t not in (PAD, START)
-            ]
+            candidates += [(value + gained[t], [*tokens, t]) for t in range(table.shape[-1]) if t not in (PAD, START)]
         candidates = sorted(candidates, key=lambda item: -item[0])[: 2 * width]
         for rank, (value, tokens) in enumerate(candidates):
             if rank < width and (tokens[-1] == END or position == steps - 1):
@@ -159,7 +157,10 @@ def test_a_probable_end_does_not_end_the_others():
 def test_pad_and_start_are_never_written_and_probabilities_stay_the_models_own():
     table = np.zeros((1, 3, 6, 6), "float32")
     table[..., PAD], table[..., START] = 20.0, 20.0
-    for result in (greedy_search(Markov(table), ops.zeros((1, 1)), 3), beam_search(Markov(table), ops.zeros((1, 1)), 3)):
+    for result in (
+        greedy_search(Markov(table), ops.zeros((1, 1)), 3),
+        beam_search(Markov(table), ops.zeros((1, 1)), 3),
+    ):
         ((found,),) = rows_of(result)
         assert not {PAD, START} & set(found[2])
         tokens = found[2] if len(found[2]) == 3 else [*found[2], END]
@@ -259,7 +260,9 @@ def test_top_k_and_top_p_keep_the_smallest_set(options, kept):
     table = np.full((1, 1, 8, 8), -np.inf, "float32")
     table[0, 0, START, 4:8] = np.log([0.1, 0.4, 0.2, 0.3])
     count = 4000
-    result = sample(Markov(np.maximum(table, -1e4)), ops.zeros((1, 1)), uniforms(count, 1), num_samples=count, **options)
+    result = sample(
+        Markov(np.maximum(table, -1e4)), ops.zeros((1, 1)), uniforms(count, 1), num_samples=count, **options
+    )
     drawn, counts = np.unique(to_numpy(result.ids), return_counts=True)
     best = np.array([5, 7, 6, 4])[:kept]
     assert set(drawn) == set(best)

@@ -158,7 +158,7 @@ def write_checkpoint(path, variables, state):
 def read_checkpoint(path):
     """(list of arrays, state) of a checkpoint."""
     try:
-        with np.load(path) as stored:
+        with open(path, "rb") as file, np.load(file) as stored:
             state = json.loads(str(stored["state"]))
             return [stored[name] for name in sorted(stored.files) if name != "state"], state
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -179,7 +179,7 @@ def assign(variables, arrays, path):
 
 
 def average(paths, count):
-    """The mean of the first `count` arrays (a model's variables) of several checkpoints."""
+    """The mean of the first `count` arrays (a model's variables) of several checkpoints; integers are the last one's."""
     total = None
     for path in paths:
         arrays = read_checkpoint(path)[0][:count]

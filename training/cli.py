@@ -1,8 +1,10 @@
 """The command line: keras-attention VERB ..."""
 
 import contextlib
+import functools
 import json
 import os
+import shlex
 import sys
 import unicodedata
 from pathlib import Path
@@ -15,7 +17,7 @@ SHADES = " ░▒▓█"
 
 
 class _Group(click.Group):
-    """Shows what the user got wrong as one sentence, with exit status 2 and without a traceback."""
+    """Shows what is wrong with the user's input as one sentence, with exit status 2 and without a traceback."""
 
     def invoke(self, context):
         try:
@@ -33,7 +35,7 @@ def main():
 
     RUN is a run's folder if it has a path separator (./dates), otherwise the name of a pretrained model.
     """
-    _quiet_tensorflow()
+    quiet_tensorflow()
 
 
 @main.command()
@@ -59,7 +61,7 @@ def models(name):
             click.echo(f"{preset:20} {size:4.1f} MB  {card[2]}")
         return
     if name not in list_presets():
-        raise InputError(f"There is no pretrained model {name!r}; known: {', '.join(list_presets())}.")
+        raise InputError(f"There is no pretrained model {name!r}; known: {', '.join(list_presets()) or 'none'}.")
     click.echo((PRETRAINED / name / "card.md").read_text(encoding="utf-8"))
 
 
@@ -77,7 +79,7 @@ def train(recipe, data, out, init, settings, resume):
     from .train import train as train_recipe
 
     name = Path(recipe).stem if recipe.endswith(".toml") else recipe
-    out = Path(out) if out else _default_out(name, resume)
+    out = Path(out) if out else default_out(name, resume)
     if resume:
         resolved = read_run_recipe(out, settings)
         if resolved.name != name:
@@ -87,11 +89,14 @@ def train(recipe, data, out, init, settings, resume):
     if data is not None:
         if not Path(data).is_dir():
             raise InputError(f"--data expects a folder. Received: {data}, which is {_what(Path(data))}.")
+        if resolved.data.source:
+            raise InputError(f"--data {data} and data.source={resolved.data.source} exclude each other: give one.")
         resolved.data.folder = str(data)
     try:
         metrics = train_recipe(resolved, out, init and find_run(init), resume, click.echo)
     except KeyboardInterrupt:
-        click.echo(f"\nStopped. Go on with: keras-attention train {recipe} --out {out} --resume", err=True)
+        again = shlex.join(["keras-attention", "train", recipe, "--out", str(out), "--resume"])
+        click.echo(f"\nStopped. Go on with: {again}", err=True)
         sys.exit(130)
     for key, value in metrics.items():
         click.echo(f"{key:20} {value}")
@@ -107,7 +112,7 @@ def evaluate(run, source, target, beam, as_json):
     """Score RUN on two aligned files, SOURCE and TARGET, or on one TSV."""
     from .evaluate import evaluate as score
 
-    scores = score(_load(run), source, target, beam)
+    scores = score(_load(run, of_text=True), source, target, beam)
     if as_json:
         click.echo(json.dumps(scores))
         return
@@ -124,15 +129,35 @@ def evaluate(run, source, target, beam, as_json):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def predict(run, inputs, beam, nbest, attention, as_json):
     """Answer each INPUT, one result a line; '-' reads standard input, and so does no INPUT at all."""
-    pipeline = _load(run)
-    if not inputs and sys.stdin.isatty():
-        while (text := click.prompt("", prompt_suffix="> ", default="", show_default=False)) != "":
-            _print_results(pipeline([text], beam, nbest), attention, as_json)
+    pipeline = _load(run, of_text=True)
+    show = functools.partial(_print_results, ranked=nbest > 1, attention=attention, as_json=as_json)
+    if not inputs and _on_terminal():
+        _ask(lambda text: show(pipeline([text], beam, nbest)))
         return
     if not inputs or inputs == ("-",):
         lines = sys.stdin.buffer.read().split(b"\n")
         inputs = [line.removesuffix(b"\r") for line in (lines[:-1] if lines[-1] == b"" else lines)]
-    _print_results(pipeline(inputs, beam, nbest), attention, as_json)
+    show(pipeline(inputs, beam, nbest))
+
+
+def _on_terminal():
+    return sys.stdin.isatty()
+
+
+def _ask(answer):
+    """Asks for line after line, until an empty one or the end of the input; a mistake does not end it."""
+    while True:
+        try:
+            text = click.prompt("", prompt_suffix="> ", default="", show_default=False)
+        except click.Abort:
+            click.echo()
+            return
+        if not text:
+            return
+        try:
+            answer(text)
+        except ValueError as error:
+            click.echo(f"Error: {error}", err=True)
 
 
 @main.command()
@@ -146,7 +171,7 @@ def plot(run, text, picture, beam):
 
     if not picture.endswith((".png", ".svg")):
         raise InputError(f"A picture's file name must end in .png or .svg; received {picture!r}.")
-    result = _load(run)([text], beam)[0]
+    result = _load(run, of_text=True)([text], beam)[0]
     if result.attention is None:
         raise InputError(f"{run} was trained without attention: there is no alignment to draw.")
     if not result.target_pieces:
@@ -174,21 +199,26 @@ def find_run(run):
         return Path(run)
     if run not in list_presets():
         hint = f" For the folder here write {os.path.join('.', run)}." if Path(run).exists() else ""
-        raise InputError(f"There is no pretrained model {run!r}; known: {', '.join(list_presets())}.{hint}")
+        known = ", ".join(list_presets()) or "none"
+        raise InputError(f"There is no pretrained model {run!r}; known: {known}.{hint}")
     return PRETRAINED / run
 
 
-def _load(run):
+def _load(run, of_text=False):
     from keras_attention.models import Pipeline
 
-    return Pipeline.load(find_run(run))
+    folder = find_run(run)
+    pipeline = Pipeline.load(folder)
+    if of_text and (pipeline.source_tokenizer is None or pipeline.target_tokenizer is None):
+        raise InputError(f"{folder} does not hold both tokenizers, source.tokenizer.json and target.tokenizer.json.")
+    return pipeline
 
 
 def _what(path):
     return "a file" if path.exists() else "not there"
 
 
-def _default_out(name, resume):
+def default_out(name, resume):
     """runs/NAME, numbered if taken; to resume, the newest of those."""
     base = Path("runs") / name
     taken = [base] if base.exists() else []
@@ -201,14 +231,14 @@ def _default_out(name, resume):
     return path if taken else base
 
 
-def _print_results(results, attention, as_json):
+def _print_results(results, ranked, attention, as_json):
     if as_json:
         click.echo(json.dumps({"results": [_as_dict(result) for result in results]}, ensure_ascii=False))
         return
     for result in results:
         for answer in (result, *result.alternatives):
-            text = answer.text if answer.text is not None else " ".join(map(str, answer.target_ids))
-            click.echo(f"{answer.score:.4f}\t{text}" if result.alternatives else text)
+            text = answer.text.replace("\r", " ").replace("\n", " ")  # one result a line
+            click.echo(f"{answer.score:.4f}\t{text}" if ranked else text)
         if attention and result.attention is not None:
             click.echo(shaded_table(result))
 
@@ -251,7 +281,7 @@ def _width(text):
     return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
 
 
-def _quiet_tensorflow():
+def quiet_tensorflow():
     """Imports TensorFlow without the lines about processors that it writes before anybody can say otherwise."""
     if "tensorflow" in sys.modules or os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         return

@@ -112,9 +112,11 @@ def read_pairs(recipe):
     notes = []
     if bool(data.source) != bool(data.target):
         raise InputError("data.source and data.target belong together: give both files.")
+    if bool(data.val_source) != bool(data.val_target):
+        raise InputError("data.val_source and data.val_target belong together: give both files.")
     if data.source:
         train, val = read_parallel(data.source, data.target), None
-        if data.val_source and data.val_target:
+        if data.val_source:
             val = read_parallel(data.val_source, data.val_target)
     elif data.folder:
         train = find_pairs(data.folder, "train", data.pair)

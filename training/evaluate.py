@@ -6,6 +6,7 @@ import numpy as np
 
 from .batching import Batches
 from .datasets import read_parallel, read_tsv, tokenize_pairs
+from .errors import InputError
 from .metrics import Perplexity, TokenAccuracy
 
 
@@ -26,7 +27,10 @@ def evaluate(pipeline, source, target=None, beam_width=None, batch_size=64):
     """
     pairs = read_tsv(source) if target is None else read_parallel(source, target)
     began = time.perf_counter()
-    results = pipeline(pairs.sources, beam_width=beam_width, batch_size=batch_size)
+    try:
+        results = pipeline(pairs.sources, beam_width=beam_width, batch_size=batch_size)
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from error
     seconds = time.perf_counter() - began
     right = [result.text == text for result, text in zip(results, pairs.targets, strict=True)]
     return {

@@ -1,7 +1,9 @@
 """The story of a training: files -> tokens -> batches -> model -> loss -> fit -> scores."""
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -33,16 +35,19 @@ def train(recipe, out, init=None, resume=False, say=print):
     Raises:
         InputError: what the user gave is wrong, in one sentence.
     """
+    if init:
+        recipe = replace(recipe, init=str(init))
     out = _open(recipe, Path(out), resume)
     keras.utils.set_random_seed(recipe.seed)
-
-    start = Pipeline.load(init) if init else None
-    corpus = prepare(recipe, out, start and (start.source_tokenizer, start.target_tokenizer))
+    try:
+        corpus, model = _set_up(recipe, out)
+    except Exception:
+        if not resume:  # what stands there was written by this call, and is in the way of the next
+            shutil.rmtree(out, ignore_errors=True)
+        raise
     for note in corpus.notes:
         say(note)
     train_batches, val_batches = corpus.batches(recipe.training, recipe.seed)
-
-    model = start.model if start else build_model(recipe, corpus)
     compile_model(model, recipe, steps=len(train_batches) * recipe.training.epochs)
     pipeline = _pipeline(model, corpus, recipe)
     say(
@@ -65,6 +70,20 @@ def train(recipe, out, init=None, resume=False, say=print):
             verbose=1 if sys.stderr.isatty() else 2,
         )
     return _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, say)
+
+
+def _set_up(recipe, out):
+    """Corpus and model of a run; the weights and tokenizers of recipe.init as long as there is no checkpoint."""
+    start = None
+    if recipe.init and not (out / "checkpoints" / "best.npz").exists():
+        start = Pipeline.load(recipe.init)
+        if start.source_tokenizer is None or start.target_tokenizer is None:
+            raise InputError(f"{recipe.init} has no tokenizers: a recipe's training can begin with text models only.")
+    corpus = prepare(recipe, out, start and (start.source_tokenizer, start.target_tokenizer))
+    model = build_model(recipe, corpus)
+    if start:
+        assign(model.weights, [keras.ops.convert_to_numpy(weight.value) for weight in start.model.weights], recipe.init)
+    return corpus, model
 
 
 def build_model(recipe, corpus):
@@ -211,6 +230,8 @@ def read_run_recipe(out, settings=()):
         raise InputError(f"There is nothing to resume in {out}: it holds no recipe.json.") from None
     except ValueError as error:
         raise InputError(f"{stored} is damaged: {error}") from error
+    if not isinstance(table, dict):
+        raise InputError(f"{stored} is damaged: expected a JSON object. Received: a {type(table).__name__}.")
     recipe = resolve(table, settings, where=str(stored))
     if settings:
         _write_json(stored, recipe.to_dict())

@@ -89,6 +89,7 @@ class Recipe:
 
     name: str
     seed: int = 1
+    init: str | None = None  # what --init sets: the folder of a run whose weights and tokenizers training begins with
     data: Data = field(default_factory=Data)
     source_tokenizer: Tokenizer = field(default_factory=Tokenizer)
     target_tokenizer: Tokenizer = field(default_factory=Tokenizer)

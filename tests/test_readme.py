@@ -1,0 +1,75 @@
+"""The README's samples, run as they stand, and what they promise."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import ROOT, randomize
+
+from keras_attention import AdditiveAttention
+
+
+def sample(name):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.search(rf"<!-- test: {name} -->\n```python\n(.*?)```", text, re.DOTALL).group(1)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(name):
+        names = {"__name__": "sample"}
+        exec(compile(sample(name), f"README: {name}", "exec"), names)
+        return names
+
+    return run
+
+
+def test_the_layer_sample_and_its_promises(run):
+    names = run("layer")
+    model, ids, queries = names["model"], names["ids"], names["queries"]
+    randomize(model)
+    names["reloaded"].set_weights(model.get_weights())
+    outputs, weights = model.predict([ids, queries], verbose=0)
+    assert np.all(weights[np.broadcast_to((ids == 0)[:, None], weights.shape)] == 0)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+    for one, two in zip(names["reloaded"].predict([ids, queries], verbose=0), (outputs, weights), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+    # What padding is embedded to changes nothing, not even if it is NaN.
+    (embedding,) = (layer for layer in model.layers if isinstance(layer, keras.layers.Embedding))
+    for value in (100.0, np.nan):
+        matrix = embedding.embeddings.numpy()
+        matrix[0] = value
+        embedding.embeddings.assign(matrix)
+        for one, two in zip(model.predict([ids, queries], verbose=0), (outputs, weights), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+    # A row that may attend to nothing gives zeros.
+    _, nothing = model.predict([ids * 0, queries], verbose=0)
+    assert np.all(nothing == 0)
+    (layer,) = (layer for layer in model.layers if isinstance(layer, AdditiveAttention))
+    assert np.all(layer(queries, embedding(ids * 0)).numpy() == 0)
+
+
+def test_the_sample_of_an_own_score(run):
+    layer = run("own")["DistanceAttention"]()
+    x = np.random.default_rng(0).normal(size=(2, 3, 5)).astype("float32")
+    context, weights = layer(x, x * 50, return_attention_scores=True)
+    assert context.shape == (2, 3, 5)
+    np.testing.assert_allclose(weights.numpy().sum(-1), 1, atol=1e-6)
+
+
+def test_the_seq2seq_sample_learns_saves_generates_and_exports(run, capsys):
+    names = run("seq2seq")
+    assert len([line for line in sample("seq2seq").splitlines() if line.strip()]) <= 20
+    assert names["result"].target_ids == [9, 8, 7, 6, 5, 4]
+    assert "[9, 8, 7, 6, 5, 4] (6, 6)" in capsys.readouterr().out
+    # The alignment is the anti-diagonal: piece t of the answer is read around piece 5 - t of the source.
+    assert np.abs(names["result"].attention.argmax(-1) - np.arange(5, -1, -1)).max() <= 1
+    served = tf.saved_model.load("reverse/1").signatures["serving_default"]
+    ids = served(tokens=tf.constant([[4, 5, 6, 7, 8, 9]]))["target_ids"].numpy()
+    assert ids.tolist() == [[9, 8, 7, 6, 5, 4]]

@@ -1,0 +1,196 @@
+"""One SavedModel: what every way to ask it answers, and what it needs (nothing of ours, no XLA)."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import randomize, run_python
+
+from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq
+from keras_attention.training.tasks import dates
+
+# Loads a SavedModel where nothing of ours is installed; prints {way: texts as hexadecimal}.
+ASK = """
+import json, sys
+path, ways = sys.argv[1], sys.argv[3].split(",")
+inputs = [bytes.fromhex(text) for text in json.load(open(sys.argv[2]))]
+if "xla_off" in ways:
+    import ctypes, importlib.util, os
+    folder = importlib.util.find_spec("tensorflow").submodule_search_locations[0]
+    getattr(ctypes.CDLL(os.path.join(folder, "libtensorflow_cc.so.2")), "_ZN10tensorflow21DisableXlaCompilationEv")()
+import tensorflow as tf
+import tensorflow_text
+answers = {"version": tf.__version__}
+if "session" in ways:
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        meta = tf.compat.v1.saved_model.load(session, ["serve"], path)
+        signature = meta.signature_def["serving_default"]
+        texts = session.run(signature.outputs["text"].name, {signature.inputs["text"].name: inputs})
+    answers["session"] = [text.hex() for text in texts]
+loaded = tf.saved_model.load(path)
+for way in ways:
+    if way.startswith("serving"):
+        texts = loaded.signatures[way](text=tf.constant(inputs))["text"].numpy()
+        answers[way] = [text.hex() for text in (texts[:, 0] if texts.ndim == 2 else texts)]
+if "xla_off" in ways:
+    try:
+        loaded.signatures["serving_xla"](text=tf.constant(inputs))
+        answers["xla"] = "on"
+    except Exception as error:
+        answers["xla"] = "off"
+assert not [name for name in sys.modules if name.startswith("keras_attention")]
+print(json.dumps(answers))
+"""
+
+
+def fifty_inputs():
+    """Held-out dates, an empty text, and one with invalid UTF-8."""
+    texts = [example.source.encode() for example in dates.draw(47, seed=11, split="test")]
+    return [*texts, b"", b"20 \xff\xfe Nov 2026", "2026년 11월 20일".encode()]
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """(pipeline, path of its SavedModel, file of the inputs, the pipeline's texts as hexadecimal)."""
+    folder = tmp_path_factory.mktemp("serving")
+    pipeline = Pipeline.from_preset("dates")
+    path = pipeline.export(folder / "dates")
+    inputs = fifty_inputs()
+    (folder / "inputs.json").write_text(json.dumps([text.hex() for text in inputs]))
+    expected = [result.text.encode().hex() for result in pipeline(inputs, batch_size=7)]
+    return pipeline, path, folder / "inputs.json", expected
+
+
+def ask(shipped, *ways, **options):
+    _, path, inputs, _ = shipped
+    return json.loads(run_python(ASK, path, inputs, ",".join(ways), **options).splitlines()[-1])
+
+
+def test_a_fresh_process_and_a_session_answer_like_the_pipeline(shipped):
+    answers = ask(shipped, "session", "serving_default", "serving_xla", "serving_nbest")
+    assert len(shipped[3]) == 50
+    for way in ("session", "serving_default", "serving_xla", "serving_nbest"):
+        assert answers[way] == shipped[3], way
+
+
+def test_with_xla_switched_off_the_default_signature_still_answers(shipped):
+    answers = ask(shipped, "xla_off", "session", "serving_default")
+    assert answers["serving_default"] == answers["session"] == shipped[3]
+    assert answers["xla"] == "off"  # else this test would show nothing
+
+
+@pytest.mark.serving
+def test_the_older_tensorflow_of_tensorflow_serving_answers_alike(shipped):
+    python = os.environ.get("SERVING_PYTHON")
+    if not python:
+        pytest.skip("SERVING_PYTHON is not set: use `make test-serving`.")
+    answers = ask(shipped, "session", "serving_default", "serving_xla", python=python)
+    assert answers["version"].startswith("2.20.")
+    assert answers["session"] == answers["serving_default"] == answers["serving_xla"] == shipped[3]
+
+
+def operations(function):
+    """(name, operation) of every node of a concrete function, those of the functions it calls included."""
+    definition = function.graph.as_graph_def()
+    nodes = list(definition.node) + [node for f in definition.library.function for node in f.node_def]
+    marked = [f.signature.name for f in definition.library.function if f.attr["_XlaMustCompile"].b]
+    return nodes, marked
+
+
+def test_the_default_signature_holds_no_xla(shipped):
+    loaded = tf.saved_model.load(str(shipped[1]))
+    for name, expected in (("serving_default", False), ("serving_nbest", False), ("serving_xla", True)):
+        nodes, marked = operations(loaded.signatures[name])
+        compiled = [node for node in nodes if node.op.startswith("Xla") or node.attr["_XlaMustCompile"].b]
+        assert bool(compiled or marked) is expected, name
+        assert not [node for node in nodes if node.op in ("PyFunc", "EagerPyFunc")]
+
+
+def test_outputs_have_the_documented_names_types_and_shapes(shipped):
+    loaded = tf.saved_model.load(str(shipped[1]))
+    texts = tf.constant(["2026년 11월 20일", "20 Nov 2026", ""])
+    outputs = loaded.signatures["serving_default"](text=texts)
+    names = {"text", "source_pieces", "target_pieces", "target_ids", "score", "log_probability", "attention"}
+    assert set(outputs) == names
+    (b, s), (_, t) = outputs["source_pieces"].shape, outputs["target_pieces"].shape
+    assert (b, s, t) == (3, 13, 10)
+    assert outputs["attention"].shape == (3, t, s)
+    assert outputs["target_ids"].dtype == tf.int32
+    sums = outputs["attention"].numpy().sum(-1)
+    np.testing.assert_allclose(sums[:2], 1, atol=1e-5)
+    np.testing.assert_allclose(sums[2], 0)
+    assert outputs["text"][2] == b""
+    assert outputs["score"][2] == 0
+    nbest = loaded.signatures["serving_nbest"](text=texts)
+    width = shipped[0].options.beam_width
+    assert nbest["text"].shape == (3, width)
+    assert nbest["attention"].shape == (3, width, nbest["target_ids"].shape[2], s)
+
+
+def test_the_pipelines_numbers_are_the_servers(shipped):
+    loaded = tf.saved_model.load(str(shipped[1]))
+    inputs = fifty_inputs()
+    outputs = loaded.signatures["serving_default"](text=tf.constant(inputs))
+    for row, result in enumerate(shipped[0](inputs)):
+        np.testing.assert_allclose(outputs["score"][row], result.score, atol=1e-4)
+        np.testing.assert_allclose(outputs["log_probability"][row], result.log_probability, atol=1e-4)
+        found = outputs["attention"][row].numpy()[: len(result.target_pieces), : len(result.source_pieces)]
+        np.testing.assert_allclose(found, result.attention, atol=1e-4)
+
+
+def test_an_input_that_is_too_long_is_refused_in_the_graph_too(shipped):
+    loaded = tf.saved_model.load(str(shipped[1]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="longer than the 128 pieces"):
+        loaded.signatures["serving_default"](text=tf.constant(["1" * 129]))
+
+
+def tiny(attention="additive", **options):
+    source = CharacterTokenizer.learn(["abcdefg äöü 가나다"])
+    target = CharacterTokenizer("0123456789-", byte_fallback=False)
+    model = Seq2Seq(source.vocabulary_size, target.vocabulary_size, units=16, attention=attention)
+    return Pipeline(randomize(model, seed=1), source, target, **{"max_length": 9, **options})
+
+
+def test_versions_are_numbered_and_nothing_is_overwritten(tmp_path):
+    pipeline = tiny()
+    assert [pipeline.export(tmp_path / "m").name for _ in range(2)] == ["1", "2"]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["1", "2"]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="expects a folder.*is a file"):
+        pipeline.export(tmp_path / "file")
+
+
+def test_a_model_without_attention_exports_none(tmp_path):
+    pipeline = tiny(None, beam_width=2)
+    loaded = tf.saved_model.load(str(pipeline.export(tmp_path)))
+    for name in ("serving_default", "serving_xla", "serving_nbest"):
+        outputs = loaded.signatures[name](text=tf.constant(["abc", "가나"]))
+        assert "attention" not in outputs
+    assert [t.decode() for t in outputs["text"][:, 0].numpy()] == [r.text for r in pipeline(["abc", "가나"])]
+
+
+def test_ids_in_and_out(tmp_path):
+    pipeline = Pipeline(tiny().model, max_length=9, beam_width=2)
+    rows = [[5, 6, 7], [8], []]
+    padded = tf.constant([[5, 6, 7], [8, 0, 0], [0, 0, 0]])
+    loaded = tf.saved_model.load(str(pipeline.export(tmp_path)))
+    for name in ("serving_default", "serving_xla"):
+        outputs = loaded.signatures[name](tokens=padded)
+        assert set(outputs) == {"target_ids", "score", "log_probability", "attention"}
+        for row, result in enumerate(pipeline(rows)):
+            found = outputs["target_ids"][row].numpy()
+            assert found[found != 0].tolist() == result.target_ids
+
+
+def test_compiled_programs_are_reused(shipped):
+    """Bucketed shapes: after the first call of a bucket, others of the same bucket compile nothing."""
+    answer = shipped[0].function(1, 1, jit_compile=True)
+    texts = [f"{day} May 1999" for day in range(1, 8)]
+    answer(tf.constant(texts[:5]))
+    began = time.perf_counter()
+    for count in (6, 7, 8):
+        answer(tf.constant((texts * 2)[:count]))
+    assert time.perf_counter() - began < 1.0  # compiling once takes longer than three answers

@@ -1,0 +1,244 @@
+"""Runs: exact resume, early stopping across it, averaging, training without TensorFlow, scores."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from helpers import ROOT, run_python
+
+from keras_attention.models import Pipeline
+from keras_attention.training import corpus
+from keras_attention.training.callbacks import Checkpoints, average, better, read_checkpoint, write_checkpoint
+from keras_attention.training.errors import InputError
+from keras_attention.training.recipes import load_recipe
+from keras_attention.training.train import train
+
+SETTINGS = [
+    "data.examples=200",
+    "data.held_out=50",
+    "data.locales=['en_US', 'ko_KR']",
+    "model.units=16",
+    "model.embedding_width=8",
+    "model.dropout=0.3",
+    "training.epochs=3",
+    "training.token_budget=512",
+    "training.samples=1",
+]
+
+
+def silent(text):
+    pass
+
+
+def recipe(*settings):
+    return load_recipe("demo", [*SETTINGS, *settings])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(recipe(), out, say=silent)
+    return out
+
+
+def history(out):
+    return json.loads((out / "history.json").read_text())
+
+
+def test_a_killed_run_resumed_has_the_history_of_an_uninterrupted_one(uninterrupted, tmp_path):
+    """SIGKILL between two checkpoints, in a process of its own; dropout 0.3, shuffling on."""
+    out = tmp_path / "killed"
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    command = [sys.executable, "-m", "keras_attention.training.cli", "train", "demo", "--out", str(out), *settings]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "epoch-00000.npz").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list((out / "checkpoints").glob("epoch-*.npz")))
+    assert 1 <= done < 3
+    assert not (out / "metrics.json").exists()
+    train(recipe(), out, resume=True, say=silent)
+    assert history(out) == history(uninterrupted)
+    one, two = (Pipeline.load(folder).model.get_weights() for folder in (out, uninterrupted))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dropout_and_order_matter_to_that_history(uninterrupted, tmp_path):
+    """The test above would show nothing if the history did not depend on random numbers."""
+    train(recipe("seed=2"), tmp_path / "other", say=silent)
+    train(recipe("model.dropout=0.0"), tmp_path / "dry", say=silent)
+    found = history(uninterrupted)
+    assert history(tmp_path / "other")["loss"] != found["loss"]
+    assert history(tmp_path / "dry")["loss"] != found["loss"]
+    assert sorted(found) == sorted(
+        f"{prefix}{name}" for name in ("loss", "token_accuracy", "perplexity", "exact_match") for prefix in ("", "val_")
+    )
+    assert found["loss"][-1] < found["loss"][0]
+
+
+def test_a_run_holds_what_was_promised(uninterrupted):
+    for name in (
+        "recipe.json",
+        "source.tokenizer.json",
+        "target.tokenizer.json",
+        "checkpoints/best.npz",
+        "checkpoints/epoch-00002.npz",
+        "history.json",
+        "metrics.json",
+        "logs/train",
+        "plots/history.png",
+        "plots/alignment.png",
+        "model.keras",
+        "pipeline.json",
+        "export/1/saved_model.pb",
+    ):
+        assert (uninterrupted / name).exists(), name
+    metrics = json.loads((uninterrupted / "metrics.json").read_text())
+    assert metrics["epochs"] == 3
+    assert metrics["val_perplexity"] == pytest.approx(min(history(uninterrupted)["val_perplexity"]), rel=0.5)
+
+
+class Stopper(keras.callbacks.Callback):
+    """Stops at an epoch's begin, like a power cut that Python survives."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def fit(folder, epochs, stop_at=None, resume=False):
+    """A model that cannot learn (rate 0): its validation loss never improves, so patience runs out."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.0), "mse")
+    model.optimizer.build(model.trainable_variables)
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=3, mode="min")
+    checkpoints = Checkpoints(folder, "val_loss", early_stopping=stopping)
+    begin = checkpoints.restore(model) if resume else 0
+    callbacks = [stopping, checkpoints, *([Stopper(stop_at)] if stop_at else [])]
+    x, y = np.ones((4, 3), "float32"), np.ones((4, 1), "float32")
+    try:
+        model.fit(x, y, validation_data=(x, y), initial_epoch=begin, epochs=epochs, callbacks=callbacks, verbose=0)
+    except KeyboardInterrupt:
+        pass
+    return checkpoints
+
+
+def test_early_stopping_counts_on_after_a_resume(tmp_path):
+    assert len(fit(tmp_path / "one", 20).seconds) == 4
+    fit(tmp_path / "two", 20, stop_at=2)
+    assert len(fit(tmp_path / "two", 20, resume=True).seconds) == 4
+
+
+def test_the_last_checkpoints_are_kept_and_averaged(tmp_path):
+    variables = [keras.Variable(np.zeros((2, 3)), dtype="float32"), keras.Variable(0, dtype="int32")]
+    paths = []
+    for value in (1.0, 2.0, 6.0):
+        variables[0].assign(np.full((2, 3), value))
+        variables[1].assign(int(value))
+        paths.append(tmp_path / f"epoch-{int(value):05d}.npz")
+        write_checkpoint(paths[-1], variables, {"epoch": int(value)})
+    mean = average(paths, 2)
+    np.testing.assert_allclose(mean[0], 3.0)
+    assert mean[1] == 6  # what is counted, such as a seed's state, is that of the last one
+    assert read_checkpoint(paths[2])[1] == {"epoch": 6}
+
+
+@pytest.mark.parametrize(
+    ("monitor", "greater"), [("val_exact_match", True), ("val_loss", False), ("perplexity", False)]
+)
+def test_better(monitor, greater):
+    assert better(monitor, 2, 1) is greater
+    assert better(monitor, 1, 2) is not greater
+    assert not better(monitor, 1, 1)
+
+
+def test_an_unknown_monitor_is_named(tmp_path):
+    with pytest.raises(InputError, match="training.monitor must be one of .*val_loss.*'val_bleu'"):
+        train(recipe("training.monitor=val_bleu", "training.epochs=1"), tmp_path / "run", say=silent)
+
+
+def write_pairs(folder, count=120):
+    """TSV files of a small task: a word and its letters reversed."""
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    for split, rows in (("train", count), ("dev", 20)):
+        words = ["".join(generator.choice(list("abcde"), generator.integers(2, 6))) for _ in range(rows)]
+        (folder / f"{split}.tsv").write_text("".join(f"{word}\t{word[::-1]}\n" for word in words))
+    return folder
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+for name in ("tensorflow", "tensorflow_text", "tensorboard"):
+    sys.modules[name] = None
+from keras_attention.training.train import read_run_recipe, train
+said = []
+metrics = train(read_run_recipe(sys.argv[1]), sys.argv[1], resume=True, say=said.append)
+import keras
+print(keras.backend.backend(), metrics["epochs"], any("TensorFlow is missing" in text for text in said))
+"""
+
+
+@pytest.mark.backends
+def test_a_run_with_stored_tokens_trains_without_tensorflow(tmp_path):
+    """Prepared where TensorFlow is, trained where it is not, exported where it is."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        pytest.skip("KERAS_BACKEND is tensorflow: use `make test-backends`.")
+    pytest.importorskip("tensorflow")
+    changed = recipe("data.task=none", f"data.folder='{write_pairs(tmp_path / 'data')}'", "training.epochs=2")
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "recipe.json").write_text(json.dumps(changed.to_dict()))
+    corpus.prepare(changed, out)
+    assert (out / "tokens" / "train.source.ids.npy").exists()
+    assert run_python(WITHOUT_TENSORFLOW, out, KERAS_BACKEND=backend).split() == [backend, "2", "True"]
+    assert (out / "model.keras").exists()
+    finish = (
+        "import sys; from keras_attention.training.train import *; train(read_run_recipe(sys.argv[1]), sys.argv[1], "
+    )
+    run_python(f"{finish}resume=True)", out, KERAS_BACKEND="tensorflow")
+    assert (out / "export" / "1" / "saved_model.pb").exists()
+
+
+@pytest.mark.skipif("KERAS_ATTENTION_DATA" not in os.environ, reason="KERAS_ATTENTION_DATA is not set")
+def test_the_shipped_dates_read_the_third_party_set():
+    """A set that the shipped model has never seen: exact match at least 0.995."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import dates_alignment
+    finally:
+        sys.path.pop(0)
+    folder = os.path.join(os.environ["KERAS_ATTENTION_DATA"], "dates")
+    if not os.path.isdir(folder):
+        pytest.skip(f"{folder} is not there")
+    right, count, wrong = dates_alignment.third_party(Pipeline.from_preset("dates"), folder)
+    assert right / count >= 0.995, wrong
+
+
+def test_the_shipped_dates_read_held_out_dates_and_look_at_them():
+    """On dates that training never drew: exact match, and attention inside the span that names each part."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import dates_alignment
+    finally:
+        sys.path.pop(0)
+    table = dates_alignment.by_locale(Pipeline.from_preset("dates"), 2500, "test", seed=77)
+    assert len(table) >= 20
+    count, right, characters, aligned = (sum(column) for column in zip(*table.values(), strict=True))
+    assert right / count >= 0.99
+    assert aligned / characters >= 0.8
