@@ -5,7 +5,7 @@ if __name__ == "models":
         "This folder is installed as keras_attention.models: write `from keras_attention.models import ...`."
     )
 
-from .decoding import Hypotheses, beam_search, greedy_search, sample
+from .decoding import Hypotheses, beam_search, greedy_search, sample, uniform_numbers
 from .pipeline import Pipeline, Result, list_presets
 from .seq2seq import Seq2Seq
 from .tokenizers import CharacterTokenizer, SentencePieceTokenizer
@@ -21,4 +21,5 @@ __all__ = [
     "greedy_search",
     "list_presets",
     "sample",
+    "uniform_numbers",
 ]

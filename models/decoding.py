@@ -14,6 +14,7 @@ A length counts pieces without END; `max_length` counts steps, so END needs one 
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from .tokenizers import END, PAD, START
@@ -73,7 +74,7 @@ def sample(
     Args:
         model, memory, max_lengths, length_penalty: as in `greedy_search`.
         uniforms: [N, T] random numbers in [0, 1), N = B * num_samples; T is the number of steps at most. Drawn by the
-            caller, so that the same numbers give the same text, plain or compiled.
+            caller (`uniform_numbers`), so that the same numbers give the same text, plain or compiled.
         num_samples: samples a row.
         temperature: divides the logits; 0 is greedy search.
         top_k: keep the k most probable tokens; None keeps all.
@@ -92,6 +93,39 @@ def sample(
             return _draw(log_probabilities, ops.take(uniforms, position, axis=1), temperature, top_k, top_p)
 
     return _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose)
+
+
+def uniform_numbers(seed, rows, max_length, num_samples=1, first_row=0):
+    """Random numbers [N, T] for `sample`, N = rows * num_samples; on TensorFlow in a graph, too.
+
+    Sample w of row i draws from (seed, i, w) alone: the same seed gives the same text in batches of any size, if
+    `first_row` counts the rows of the batches before.
+
+    Args:
+        seed: an integer.
+        rows: B.
+        max_length: T; a smaller one gives the beginning of the same numbers.
+        num_samples: samples a row.
+        first_row: number of the first row.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        rows = tf.repeat(first_row + tf.range(rows), num_samples)
+        keys = tf.stack(
+            [tf.fill(tf.shape(rows), seed), rows * 65537 + tf.range(tf.shape(rows)[0]) % num_samples], axis=1
+        )
+
+        def draw(key):
+            return tf.random.stateless_uniform([max_length], key, alg="philox")
+
+        return tf.map_fn(draw, keys, fn_output_signature=tf.float32)
+    generators = (
+        np.random.Generator(np.random.Philox(key=[seed, (first_row + row) * 65537 + sample]))
+        for row in range(rows)
+        for sample in range(num_samples)
+    )
+    return ops.convert_to_tensor(np.stack([g.random(max_length, dtype="float32") for g in generators]))
 
 
 def _most_probable(log_probabilities, position):

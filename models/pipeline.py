@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -319,12 +320,14 @@ class Pipeline:
             tokenizers.append(load_tokenizer(path) if path.exists() else None)
         if (folder / "model.keras").exists():
             model = _load_keras(folder / "model.keras")
-        else:
+        elif (folder / "model.json").exists():
             model = load_weights(folder)
+        else:
+            raise FileNotFoundError(f"{folder} holds no model: expected model.keras, or model.json with weights.npz.")
         try:
             return cls(model, *tokenizers, **options)
-        except TypeError as error:
-            raise ValueError(f"{folder / 'pipeline.json'} does not fit: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The files in {folder} do not fit together: {error}") from error
 
     @classmethod
     def from_preset(cls, name):
@@ -416,13 +419,16 @@ def _read_json(path):
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path.parent} holds no trained model, {path.name} is missing. Give a run or what Pipeline.save wrote."
+            f"{path.parent} holds no trained model, {path.name} is missing. Give a run that has finished (train --resume "
+            "finishes one), or what Pipeline.save wrote."
         ) from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged or truncated: {error}") from error
 
 
 def _load_keras(path):
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is damaged or truncated: expected a zip file, as Keras writes it.")
     try:
         return keras.saving.load_model(path, compile=False)
     except (OSError, ValueError, KeyError, EOFError) as error:

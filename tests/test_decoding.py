@@ -9,7 +9,7 @@ import pytest
 from helpers import randomize, to_numpy
 from keras import ops
 
-from keras_attention.models import Seq2Seq, beam_search, greedy_search, sample
+from keras_attention.models import Seq2Seq, beam_search, greedy_search, sample, uniform_numbers
 from keras_attention.models.tokenizers import END, PAD, START
 
 pytestmark = pytest.mark.backends
@@ -149,7 +149,8 @@ def test_a_probable_end_does_not_end_the_others():
     """END stands among the W best at once; the beam goes on with the next candidates."""
     table = np.full((1, 3, 6, 6), -9.0, "float32")
     table[0, :, :, END], table[0, :, :, 4], table[0, :, :, 5] = 2.0, 1.5, 1.0
-    result = rows_of(beam_search(Markov(table), ops.zeros((1, 1)), 3, beam_width=2, num_return=2, length_penalty=0.0))
+    memory = ops.zeros((1, 1))
+    result = rows_of(beam_search(Markov(table), memory, 3, beam_width=2, num_return=2, length_penalty=0.0))
     same(result[0], beam_oracle(table, 0, 3, 2, 0.0)[:2])
     assert result[0][0][2] == []
 
@@ -281,6 +282,18 @@ def test_samples_depend_on_their_own_numbers_only():
         memory = model.encode({"source": SOURCE[row : row + 1]})
         alone = sample(model, memory, numbers[2 * row : 2 * row + 2], num_samples=2)
         np.testing.assert_array_equal(to_numpy(alone.ids)[0], to_numpy(together.ids)[row])
+
+
+def test_one_seed_gives_one_text_in_batches_of_any_size_and_buffers_of_any_length():
+    whole = to_numpy(uniform_numbers(5, 7, 11, num_samples=3)).reshape(7, 3, 11)
+    for row in range(7):
+        alone = to_numpy(uniform_numbers(5, 1, 4, num_samples=3, first_row=row))
+        np.testing.assert_array_equal(alone, whole[row, :, :4])
+    assert len(np.unique(whole)) > 225  # of 231: all differ, but for chance
+    assert np.abs(to_numpy(uniform_numbers(6, 7, 11, num_samples=3)) - whole.reshape(21, 11)).mean() > 0.2
+    assert whole.min() >= 0
+    assert whole.max() < 1
+    assert abs(whole.mean() - 0.5) < 0.06
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -147,7 +147,7 @@ def test_without_a_first_state_it_begins_at_zero():
         (
             lambda: AttentiveRNN(U, attention=AdditiveAttention(3, dropout=0.1)),
             ValueError,
-            "dropout=0. Received: .*0.1",
+            "dropout=0. Received.*0.1",
         ),
         (lambda: make()(SEQUENCE, MEMORY[:, 0]), ValueError, r"memory of 3 axes .*memory.shape=\(2, 11\)"),
         (lambda: make("none")(SEQUENCE, MEMORY), ValueError, r"memory of 2 axes .*memory.shape=\(2, 5, 11\)"),

@@ -97,8 +97,8 @@ class TokenSequences:
             return cls(ids, offsets)
         except InputError as error:
             raise InputError(
-                f"{_part_path(stem, 'offsets')} does not fit {_part_path(stem, 'ids')}: delete both so that "
-                f"they are written anew. ({error})"
+                f"{_part_path(stem, 'offsets')} does not fit {_part_path(stem, 'ids')} ({error}): delete "
+                f"{_part_path(stem, 'ids').parent} so that it is made again."
             ) from None
 
 
@@ -107,11 +107,13 @@ def _part_path(stem, part):
 
 
 def _load_array(path, dtype, mmap):
-    advice = "delete it and its sister file so that they are written anew"
+    advice = f"delete {path.parent} so that it is made again"
     try:
         array = np.load(path, mmap_mode="r" if mmap else None)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: expected token ids that an earlier run has kept.") from None
+        raise InputError(
+            f"{path} does not exist: expected token ids; delete {path.parent} so that it is made again."
+        ) from None
     except (ValueError, EOFError, OSError) as error:
         raise InputError(f"{path} is damaged or cut short ({error}): {advice}.") from None
     if array.dtype != dtype or array.ndim != 1:

@@ -77,6 +77,13 @@ class Checkpoints(keras.callbacks.Callback):
         self.history, self.seconds = state["history"], state["seconds"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self._restored = state["early_stopping"]
+        if self.best_path.exists():
+            read_checkpoint(self.best_path)  # better found damaged now than after training
+        else:
+            self.best, self.best_epoch = self.history[self.monitor][-1], state["epoch"]
+            write_checkpoint(
+                self.best_path, model.variables, {**state, "best": self.best, "best_epoch": state["epoch"]}
+            )
         return state["epoch"] + 1
 
     def paths(self):
@@ -179,7 +186,7 @@ def assign(variables, arrays, path):
 
 
 def average(paths, count):
-    """The mean of the first `count` arrays (a model's variables) of several checkpoints; integers are the last one's."""
+    """The mean of the first `count` arrays (a model's variables) of checkpoints; integers are the last one's."""
     total = None
     for path in paths:
         arrays = read_checkpoint(path)[0][:count]

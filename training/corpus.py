@@ -162,16 +162,19 @@ def _load(recipe, folder):
 
 
 def _learn(recipe, sources, targets):
-    return tuple(
-        _learn_one(options, lines)
-        for options, lines in ((recipe.source_tokenizer, sources), (recipe.target_tokenizer, targets))
+    return (
+        _learn_one("source_tokenizer", recipe.source_tokenizer, sources),
+        _learn_one("target_tokenizer", recipe.target_tokenizer, targets),
     )
 
 
-def _learn_one(options, lines):
+def _learn_one(section, options, lines):
     if options.kind == "characters":
         return CharacterTokenizer.learn(lines, byte_fallback=options.byte_fallback)
-    return SentencePieceTokenizer.learn(lines, options.vocabulary_size, kind=options.kind)
+    try:
+        return SentencePieceTokenizer.learn(lines, options.vocabulary_size, kind=options.kind)
+    except ValueError as error:
+        raise InputError(f"[{section}] {error}") from error
 
 
 def _save_tokenizers(tokenizers, folder):

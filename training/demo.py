@@ -1,4 +1,4 @@
-"""What `make demo` runs: train a small reader of dates, then ask its SavedModel in a process that has nothing of ours."""
+"""What `make demo` runs: train a small reader of dates, then ask its SavedModel where nothing of ours is loaded."""
 
 import json
 import os

@@ -75,7 +75,7 @@ def train(recipe, out, init=None, resume=False, say=print):
 def _set_up(recipe, out):
     """Corpus and model of a run; the weights and tokenizers of recipe.init as long as there is no checkpoint."""
     start = None
-    if recipe.init and not (out / "checkpoints" / "best.npz").exists():
+    if recipe.init and not any((out / "checkpoints").glob("epoch-*.npz")):
         start = Pipeline.load(recipe.init)
         if start.source_tokenizer is None or start.target_tokenizer is None:
             raise InputError(f"{recipe.init} has no tokenizers: a recipe's training can begin with text models only.")
