@@ -419,7 +419,7 @@ def _read_json(path):
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path.parent} holds no trained model, {path.name} is missing. Give a run that has finished (train --resume "
+            f"{path.parent} holds no trained model, {path.name} is missing. Give a finished run (train --resume "
             "finishes one), or what Pipeline.save wrote."
         ) from None
     except (ValueError, TypeError) as error:

@@ -97,8 +97,8 @@ class TokenSequences:
             return cls(ids, offsets)
         except InputError as error:
             raise InputError(
-                f"{_part_path(stem, 'offsets')} does not fit {_part_path(stem, 'ids')} ({error}): delete "
-                f"{_part_path(stem, 'ids').parent} so that it is made again."
+                f"{_part_path(stem, 'offsets')} does not fit {_part_path(stem, 'ids')}: delete both so that "
+                f"they are written anew. ({error})"
             ) from None
 
 
@@ -107,7 +107,7 @@ def _part_path(stem, part):
 
 
 def _load_array(path, dtype, mmap):
-    advice = f"delete {path.parent} so that it is made again"
+    advice = "delete it and its sister file so that they are written anew"
     try:
         array = np.load(path, mmap_mode="r" if mmap else None)
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from .errors import InputError
 from .tasks import get_task
 
 VOCABULARY_EXAMPLES = 100000  # of a task, to learn tokenizers from
+SIDES, SPLITS = ("source", "target"), ("train", "val")
 SAMPLES = 64  # validation texts that are kept as text, for samples and pictures
 
 
@@ -56,7 +57,7 @@ def prepare(recipe, folder, tokenizers=None):
         folder: the run's folder (a Path).
         tokenizers: (source, target) of another run, or None to learn them.
     """
-    if (folder / "tokens" / "corpus.json").exists():
+    if all(path.exists() for path in _kept_files(folder)):
         return _load(recipe, folder)
     tokenizers = tokenizers or _load_tokenizers(folder)
     if recipe.data.task and not (recipe.data.folder or recipe.data.source):
@@ -90,10 +91,10 @@ def _from_files(recipe, folder, tokenizers):
     _save_tokenizers(tokenizers, folder)
     stored = folder / "tokens"
     stored.mkdir(parents=True, exist_ok=True)
-    for name, pairs in (("train", train), ("val", val)):
+    for name, pairs in zip(SPLITS, (train, val), strict=True):
         sequences, note = _within(recipe, tokenize_pairs(pairs.sources, pairs.targets, *tokenizers))
         notes += [f"{name}: {note}"] if note else []
-        for side, tokens in zip(("source", "target"), sequences, strict=True):
+        for side, tokens in zip(SIDES, sequences, strict=True):
             tokens.save(stored / f"{name}.{side}")
     description = {
         "source_vocabulary": tokenizers[0].vocabulary_size,
@@ -134,17 +135,21 @@ def read_pairs(recipe):
     return train, val, notes
 
 
+def _kept_files(folder):
+    arrays = [f"{name}.{side}.{part}.npy" for name in SPLITS for side in SIDES for part in ("ids", "offsets")]
+    return [folder / "tokens" / name for name in ("corpus.json", *arrays)]
+
+
 def _load(recipe, folder):
     """The corpus of a run that is already prepared; works without TensorFlow."""
     stored = folder / "tokens"
     try:
         description = json.loads((stored / "corpus.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{stored / 'corpus.json'} is damaged: {error}; delete {stored} to make it again.") from error
-    train, val = (
-        tuple(TokenSequences.load(stored / f"{name}.{side}") for side in ("source", "target"))
-        for name in ("train", "val")
-    )
+        raise InputError(
+            f"{stored / 'corpus.json'} is damaged: {error}; delete it so that it is made again."
+        ) from error
+    train, val = (tuple(TokenSequences.load(stored / f"{name}.{side}") for side in SIDES) for name in SPLITS)
     try:
         tokenizers = _load_tokenizers(folder)
     except ImportError:
@@ -178,12 +183,12 @@ def _learn_one(section, options, lines):
 
 
 def _save_tokenizers(tokenizers, folder):
-    for side, tokenizer in zip(("source", "target"), tokenizers, strict=True):
+    for side, tokenizer in zip(SIDES, tokenizers, strict=True):
         save_tokenizer(tokenizer, folder / f"{side}.tokenizer.json")
 
 
 def _load_tokenizers(folder):
-    paths = [folder / f"{side}.tokenizer.json" for side in ("source", "target")]
+    paths = [folder / f"{side}.tokenizer.json" for side in SIDES]
     return tuple(load_tokenizer(path) for path in paths) if all(path.exists() for path in paths) else None
 
 
