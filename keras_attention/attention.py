@@ -94,8 +94,8 @@ class Attention(keras.layers.Layer):
 
     def context(self, weights, value, training=None):
         """Averages values [B, S, Dv] by weights [B, T, S]."""
-        weights = self.dropout_layer(ops.cast(weights, value.dtype), training=training)
-        return ops.matmul(weights, value)
+        weights = self.dropout_layer(weights, training=training)
+        return ops.matmul(ops.cast(weights, value.dtype), value)
 
     def __call__(self, *args, **kwargs):
         first = args[0] if args else kwargs.get("query")

@@ -70,7 +70,6 @@ class AttentiveRNN(keras.layers.Layer):
         self.readout = keras.layers.Dense(
             self.readout_units, activation="tanh", dtype=self.dtype_policy, name="readout"
         )
-        self.loop = keras.layers.RNN(_Loop(self), return_sequences=True, dtype=self.dtype_policy, name="loop")
         self.supports_masking = True
 
     def build(self, sequence_shape, memory_shape, initial_state_shape=None):
@@ -86,6 +85,9 @@ class AttentiveRNN(keras.layers.Layer):
             self.attention.build((None, None, self.units), tuple(memory_shape))
         self.cell.build((None, input_width + memory_width))
         self.readout.build((None, None, input_width + self.units + memory_width))
+        self.loop = keras.layers.RNN(
+            _Loop(self, memory_width), return_sequences=True, dtype=self.dtype_policy, name="loop"
+        )
         self.built = True
 
     def prepare(self, memory, memory_mask=None):
@@ -162,11 +164,14 @@ class AttentiveRNN(keras.layers.Layer):
 
     def _run(self, sequence, initial_state, sequence_mask, prepared):
         """The loop: states [B, T, U] and contexts [B, T, M]."""
-        self.loop.cell.prepared = prepared
+        cell = self.loop.cell
+        no_context = ops.zeros((ops.shape(sequence)[0], cell.state_size - self.units), dtype=self.compute_dtype)
+        initial_state = ops.concatenate([ops.cast(initial_state, self.compute_dtype), no_context], axis=-1)
+        cell.prepared = prepared
         try:
             outputs = self.loop(sequence, initial_state=[initial_state], mask=sequence_mask)
         finally:
-            self.loop.cell.prepared = None
+            cell.prepared = None
         return outputs[..., : self.units], outputs[..., self.units :]
 
     def _weights(self, states, initial_state, sequence_mask, prepared):
@@ -209,17 +214,23 @@ class AttentiveRNN(keras.layers.Layer):
 
 
 class _Loop:
-    """The cell that keras.layers.RNN steps; `prepared` is set by the decoder for the length of one call."""
+    """The cell that keras.layers.RNN steps; `prepared` is set by the decoder for the length of one call.
 
-    def __init__(self, decoder):
+    Its one state is [state; context], which is its output, too: where a mask holds a step, Keras gives the first
+    state for the output, and on JAX the two must have one width.
+    """
+
+    def __init__(self, decoder, memory_width):
         self.decoder = decoder
-        self.state_size = decoder.units
+        self.state_size = decoder.units + memory_width
         self.compute_dtype = decoder.compute_dtype
         self.prepared = None
 
     def __call__(self, inputs, states):
-        context, _ = self.decoder._attend(states[0], self.prepared)
-        state = self.decoder._recur(inputs, states[0], context)
-        return ops.concatenate([state, context], axis=-1), [state]
+        state = states[0][:, : self.decoder.units]
+        context, _ = self.decoder._attend(state, self.prepared)
+        state = self.decoder._recur(inputs, state, context)
+        output = ops.concatenate([state, context], axis=-1)
+        return output, [output]
 
     call = __call__

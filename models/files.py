@@ -20,6 +20,8 @@ def atomic_write(path, write):
     try:
         write(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

@@ -38,6 +38,8 @@ def export(pipeline, folder):
         module, signatures = _module(pipeline)
         tf.saved_model.save(module, partial, signatures=signatures)
         os.replace(partial, target)
+    except tf.errors.OpError as error:
+        raise OSError(f"{target} could not be written: {error.message.splitlines()[0]}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target

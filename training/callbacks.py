@@ -157,8 +157,7 @@ def write_checkpoint(path, variables, state):
         atomic_write(path, write)
     except OSError as error:
         raise InputError(
-            f"The checkpoint {path} could not be written: {error.strerror or error}. The checkpoints before it are "
-            "whole: make room and go on with --resume."
+            f"The checkpoint {error.strerror}. The checkpoints before it are whole: make room and go on with --resume."
         ) from error
 
 

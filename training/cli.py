@@ -1,6 +1,5 @@
 """The command line: keras-attention VERB ..."""
 
-import contextlib
 import functools
 import json
 import os
@@ -35,7 +34,6 @@ def main():
 
     RUN is a run's folder if it has a path separator (./dates), otherwise the name of a pretrained model.
     """
-    quiet_tensorflow()
 
 
 @main.command()
@@ -89,6 +87,8 @@ def train(recipe, data, out, init, settings, resume):
     if data is not None:
         if not Path(data).is_dir():
             raise InputError(f"--data expects a folder. Received: {data}, which is {_what(Path(data))}.")
+        if resume and resolved.data.folder != str(data):
+            raise InputError(f"The run in {out} was begun with --data {resolved.data.folder}, not {data}.")
         if resolved.data.source:
             raise InputError(f"--data {data} and data.source={resolved.data.source} exclude each other: give one.")
         resolved.data.folder = str(data)
@@ -279,29 +279,6 @@ def _width(text):
     """Columns of a terminal that a text takes."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
-
-
-def quiet_tensorflow():
-    """Imports TensorFlow without the lines about processors that it writes before anybody can say otherwise."""
-    if "tensorflow" in sys.modules or os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _silence(), contextlib.suppress(ImportError):
-        import tensorflow  # noqa: F401
-
-
-@contextlib.contextmanager
-def _silence():
-    """Standard error goes nowhere, that of C++ too."""
-    sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
 
 
 if __name__ == "__main__":

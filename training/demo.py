@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from .cli import default_out, quiet_tensorflow
+from .cli import default_out
 
 LOCALES_SHOWN = ("ko_KR", "en_US", "en_GB", "de_DE", "fr_FR", "es_ES", "pl_PL", "ja_JP", "ko_KR", "ko_KR")
 
@@ -28,7 +28,6 @@ print(json.dumps({"answers": answers, "ours": ours}))
 
 def main():
     """Trains, scores, draws, exports and asks."""
-    quiet_tensorflow()
     from keras_attention.models import Pipeline
 
     from .recipes import load_recipe

@@ -59,7 +59,11 @@ def train(recipe, out, init=None, resume=False, say=print):
     epoch = checkpoints.restore(model) if resume else 0
     read = to_tf_dataset if keras.backend.backend() == "tensorflow" else to_py_dataset
     validation = read(val_batches)
-    if epoch < recipe.training.epochs and not _stopped(checkpoints):
+    if epoch >= recipe.training.epochs or _stopped(checkpoints):
+        if (finished := _finished(out)) is not None:
+            say(f"The run in {out} is finished.")
+            return finished
+    else:
         model.fit(
             read(train_batches),
             validation_data=validation,
@@ -149,6 +153,13 @@ def _pipeline(model, corpus, recipe):
         return None
     options = vars(recipe.decoding)
     return Pipeline(model, *corpus.tokenizers, **options)
+
+
+def _finished(out):
+    """The scores of a run that has been written whole, or None: without an export TensorFlow was missing."""
+    metrics = out / "metrics.json"
+    stored = json.loads(metrics.read_text(encoding="utf-8")) if metrics.exists() else {}
+    return stored if "export" in stored else None
 
 
 def _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, say):
