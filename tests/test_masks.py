@@ -69,7 +69,7 @@ def test_masked_softmax_has_finite_gradients_everywhere():
     mask = np.ones((2, 3, 5), bool)
     mask[0, 1], mask[1, :, 2] = False, False
     weight = random(2, 3, 5, seed=3)
-    (found,) = gradients(lambda x: ops.sum(masked_softmax(x, mask) * weight), [scores])
+    (found,) = gradients(lambda x: ops.sum(ops.multiply(masked_softmax(x, mask), weight)), [scores])
     assert np.all(np.isfinite(found))
     assert np.all(found[~mask] == 0)
     assert np.abs(found[0, 0]).max() > 0.01
