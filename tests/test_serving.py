@@ -7,9 +7,11 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from click.testing import CliRunner
 from helpers import randomize, run_python
 
 from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq
+from keras_attention.training.cli import main
 from keras_attention.training.tasks import dates
 
 # Loads a SavedModel where nothing of ours is installed; prints {way: texts as hexadecimal}.
@@ -74,6 +76,15 @@ def test_a_fresh_process_and_a_session_answer_like_the_pipeline(shipped):
     assert len(shipped[3]) == 50
     for way in ("session", "serving_default", "serving_xla", "serving_nbest"):
         assert answers[way] == shipped[3], way
+
+
+def test_predict_and_a_reloaded_pipeline_answer_alike(shipped, tmp_path):
+    pipeline, _, _, expected = shipped
+    pipeline.save(tmp_path / "run")
+    for run in ("dates", f"{tmp_path / 'run'}"):
+        result = CliRunner().invoke(main, ["predict", run, "-"], input=b"\n".join(fifty_inputs()) + b"\n")
+        assert result.exit_code == 0, result.output
+        assert [line.encode().hex() for line in result.stdout.split("\n")[:-1]] == expected
 
 
 def test_with_xla_switched_off_the_default_signature_still_answers(shipped):

@@ -112,12 +112,18 @@ def evaluate(run, source, target, beam, as_json):
     """Score RUN on two aligned files, SOURCE and TARGET, or on one TSV."""
     from .evaluate import evaluate as score
 
-    scores = score(_load(run, of_text=True), source, target, beam)
+    scores = score(_load(run, of_text=True), source, target, beam, progress=_progress)
     if as_json:
         click.echo(json.dumps(scores))
         return
     for key, value in scores.items():
         click.echo(f"{key:20} {value:.4f}" if isinstance(value, float) else f"{key:20} {value}")
+
+
+def _progress(chunks):
+    """Gives chunks one by one and shows a bar on a terminal."""
+    with click.progressbar(chunks, label="decoding", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        yield from bar
 
 
 @main.command()

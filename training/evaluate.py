@@ -9,14 +9,18 @@ from .datasets import read_parallel, read_tsv, tokenize_pairs
 from .errors import InputError
 from .metrics import Perplexity, TokenAccuracy
 
+CHUNK = 512  # texts decoded between two signs of progress
 
-def evaluate(pipeline, source, target=None, beam_width=None, batch_size=64):
+
+def evaluate(pipeline, source, target=None, beam_width=None, batch_size=64, progress=iter):
     """Decodes the sources and compares with the targets.
 
     Args:
         pipeline: a Pipeline of text.
         source, target: two aligned files; or one TSV as source, and None.
         beam_width: W, or None for the pipeline's own.
+        batch_size: texts decoded together.
+        progress: called with a list of pieces of work, gives them back one by one.
 
     Returns:
         A dict: pairs, exact_match (share of texts that equal their target), token_accuracy and perplexity (given the
@@ -28,7 +32,8 @@ def evaluate(pipeline, source, target=None, beam_width=None, batch_size=64):
     pairs = read_tsv(source) if target is None else read_parallel(source, target)
     began = time.perf_counter()
     try:
-        results = pipeline(pairs.sources, beam_width=beam_width, batch_size=batch_size)
+        chunks = [pairs.sources[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
+        results = [r for chunk in progress(chunks) for r in pipeline(chunk, beam_width, batch_size=batch_size)]
     except ValueError as error:
         raise InputError(f"{source}: {error}") from error
     seconds = time.perf_counter() - began
