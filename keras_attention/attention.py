@@ -154,7 +154,7 @@ class Attention(keras.layers.Layer):
         context = keras.KerasTensor(self.compute_output_shape(query.shape, value.shape), dtype=self.compute_dtype)
         if not return_attention_scores:
             return context
-        weights = keras.KerasTensor((*query.shape[:-1], value.shape[1]), dtype="float32")
+        weights = keras.KerasTensor((*query.shape[:-1], value.shape[1]), dtype=scores_dtype(self))
         return context, weights
 
     def compute_mask(self, query, previous_mask=None):
@@ -162,6 +162,11 @@ class Attention(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "dropout": self.dropout, "seed": self.seed}
+
+
+def scores_dtype(layer):
+    """The dtype of a layer's weights: float32, and float64 for a layer of float64."""
+    return "float64" if layer.compute_dtype == "float64" else "float32"
 
 
 def _describe(args, kwargs):

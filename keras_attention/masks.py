@@ -104,10 +104,13 @@ def masked_softmax(scores, mask=None):
     Returns:
         Weights [..., S] that sum to 1, or to 0 where nothing may be attended.
 
+    Raises:
+        TypeError: the mask holds floats.
+
     >>> masked_softmax(ops.array([[1.0, 2.0]]), ops.array([[True, False]])).shape[-1]
     2
     """
-    scores = at_least_float32(scores)
+    scores, mask = at_least_float32(scores), as_mask(mask)
     if mask is None:
         return ops.softmax(scores, axis=-1)
     scores = ops.where(mask, scores, ops.full_like(scores, float(np.finfo("float32").min)))

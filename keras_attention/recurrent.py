@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_attention import masks
-from keras_attention.attention import Attention
+from keras_attention.attention import Attention, scores_dtype
 
 
 @keras.saving.register_keras_serializable(package="keras_attention")
@@ -178,6 +178,9 @@ class AttentiveRNN(keras.layers.Layer):
         """All weights [B, T, S] at once, from the states that asked for them."""
         if self.attention is None:
             return None
+        if sequence_mask is not None:  # steps before a row's first one hold the initial state; Keras writes zeros there
+            begun = ops.cumsum(ops.cast(sequence_mask, "int32"), axis=1) > 0
+            states = ops.where(begun[:, :, None], states, initial_state[:, None, :])
         queries = ops.concatenate([initial_state[:, None, :], states[:, :-1, :]], axis=1)
         mask = masks.attention_mask(sequence_mask, prepared["mask"])
         return self.attention.weights_for(queries, prepared["keys"], mask)
@@ -191,7 +194,7 @@ class AttentiveRNN(keras.layers.Layer):
             return output
         if self.attention is None:
             return output, None
-        return output, keras.KerasTensor((*sequence.shape[:-1], memory.shape[1]), dtype="float32")
+        return output, keras.KerasTensor((*sequence.shape[:-1], memory.shape[1]), dtype=scores_dtype(self))
 
     def compute_mask(self, sequence, previous_mask=None):
         return previous_mask

@@ -126,7 +126,7 @@ class Pipeline:
                 f"beam_width={beam_width}, num_return={num_return}, batch_size={batch_size}"
             )
         width = max(num_return, beam_width or self.options.beam_width)
-        inputs = self._check(inputs)
+        inputs = self.check_inputs(inputs)
         answer = self.function(width, num_return, jit_compile)
         order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
         results = [None] * len(inputs)
@@ -230,11 +230,12 @@ class Pipeline:
 
         steps = tf.maximum(tf.reduce_max(hypotheses.lengths), 1)
         target_ids = tf.pad(hypotheses.ids, [[0, 0], [0, 0], [0, 1]])[:, :, :steps]  # at least one column
-        answered = (lengths > 0)[:, None]  # an empty source has an empty answer
+        # An empty source has one empty answer, of score 0.
+        empty = (lengths == 0)[:, None] & (tf.range(tf.shape(hypotheses.scores)[1]) == 0)
         outputs = {
             "target_ids": target_ids,
-            "score": tf.where(answered, hypotheses.scores, 0.0),
-            "log_probability": tf.where(answered, hypotheses.log_probabilities, 0.0),
+            "score": tf.where(empty, 0.0, hypotheses.scores),
+            "log_probability": tf.where(empty, 0.0, hypotheses.log_probabilities),
             "target_length": hypotheses.lengths,
             "source_length": lengths,
         }
@@ -248,14 +249,14 @@ class Pipeline:
             outputs["text"] = tf.reshape(text, tf.shape(target_ids)[:2])
         return outputs
 
-    def _check(self, inputs):
-        """Inputs as a list of bytes, or of arrays of ids; one sentence for anything else."""
+    def check_inputs(self, inputs):
+        """Inputs as a list of bytes, or of arrays of ids; one sentence for anything that the model does not accept.
+
+        Raises:
+            TypeError, ValueError: no list of texts (of ids), a text that is too long, an unknown id.
+        """
         if self.source_tokenizer is None:
-            try:
-                rows = [np.asarray(row, dtype="int32") for row in inputs]
-            except (TypeError, ValueError) as error:
-                raise TypeError("This pipeline has no source tokenizer: it expects lists of ids.") from error
-            return [_trim(row) for row in rows]
+            return [self._check_ids(number, row) for number, row in enumerate(inputs)]
         if isinstance(inputs, (str, bytes)):
             raise TypeError("Pipeline expects a list of texts. Received one text: write pipeline([text]).")
         texts = []
@@ -266,11 +267,31 @@ class Pipeline:
         self._check_lengths(texts)
         return texts
 
+    def _check_ids(self, number, row):
+        """Ids [S] of one row, without the padding behind them."""
+        ids = np.asarray(row)
+        if ids.ndim != 1 or ids.size and ids.dtype.kind not in "iu":
+            raise TypeError(
+                "This pipeline has no source tokenizer: it expects rows of ids, each of one axis. "
+                f"Received: input {number} is {ids.dtype} of shape {ids.shape}."
+            )
+        known = getattr(self.model, "source_vocabulary", None) or np.iinfo("int32").max
+        if ids.size and not 0 <= ids.min() <= ids.max() < known:
+            raise ValueError(f"This model knows the ids 0 to {known - 1}. Received: input {number} has {ids.tolist()}")
+        real = np.flatnonzero(ids != PAD)
+        ids = ids[: real[-1] + 1] if len(real) else ids[:0]
+        if len(ids) > self.options.max_source_length:
+            raise ValueError(
+                f"This model accepts at most {self.options.max_source_length} ids. Received: input {number} has "
+                f"{len(ids)}; shorten or split it."
+            )
+        return ids.astype("int32")
+
     def _check_lengths(self, texts):
         longest = self.options.max_source_length
-        # A piece is at least one character or one byte: only texts of that many bytes can be too long.
+        # A byte makes three pieces at most (an invalid one, read as U+FFFD), and a blank may be put in front.
         for number, text in enumerate(texts):
-            if len(text) > longest:
+            if 3 * len(text) + 1 > longest:
                 length = int(self.source_tokenizer.tokenize([text]).row_lengths()[0])
                 if length > longest:
                     raise ValueError(
@@ -296,11 +317,14 @@ class Pipeline:
         folder.mkdir(parents=True, exist_ok=True)
         if half:
             save_weights(self.model, folder)
+            (folder / "model.keras").unlink(missing_ok=True)
         else:
             atomic_write(folder / "model.keras", lambda path: self.model.save(path))
         for name, tokenizer in (("source", self.source_tokenizer), ("target", self.target_tokenizer)):
             if tokenizer is not None:
                 save_tokenizer(tokenizer, folder / f"{name}.tokenizer.json")
+            else:
+                (folder / f"{name}.tokenizer.json").unlink(missing_ok=True)
         text = json.dumps({"decoding": vars(self.options)}, indent=2)
         atomic_write(folder / "pipeline.json", lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -384,14 +408,6 @@ def _result(outputs, row, num_return):
 
 def _text(value):
     return value.decode("utf-8", "replace")
-
-
-def _trim(ids):
-    """Ids [S] without the padding behind them."""
-    if ids.ndim != 1:
-        raise TypeError(f"This pipeline expects rows of ids, each of one axis. Received a row of shape {ids.shape}.")
-    real = np.flatnonzero(ids != PAD)
-    return ids[: real[-1] + 1] if len(real) else ids[:0]
 
 
 def _multiple(length):

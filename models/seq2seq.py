@@ -78,7 +78,8 @@ class Seq2Seq(keras.Model):
         )
         self.encoders = [
             keras.layers.Bidirectional(
-                keras.layers.GRU(units // 2, return_sequences=True, return_state=True, **policy),
+                # cuDNN's kernel asks for right-padded rows, none of them empty, and would bind an export to a GPU.
+                keras.layers.GRU(units // 2, return_sequences=True, return_state=True, use_cudnn=False, **policy),
                 name=f"encoder_{number}",
                 **policy,
             )

@@ -5,7 +5,8 @@ Signatures, all with the same input (`text` [B], or `tokens` [B, S] padded with 
     serving_xla      the same, its decode loop compiled by XLA
     serving_nbest    the W best answers: every output has an axis W behind B
 Outputs: `text`, `source_pieces`, `target_pieces` (where there is a tokenizer), `target_ids` [B, T], `score` [B],
-`log_probability` [B] and `attention` [B, T, S] (where the model attends).
+`log_probability` [B] and `attention` [B, T, S] (where the model attends). Where there are fewer than W answers, the
+others are empty and their `log_probability` is below -1e29.
 
 A server merges the requests of several callers: an input longer than the model accepts fails the whole batch.
 """

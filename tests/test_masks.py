@@ -58,6 +58,13 @@ def test_masked_softmax_equals_the_oracle_and_gives_zeros_for_empty_rows(dtype):
     assert "float32" in str(weights.dtype)
 
 
+def test_masked_softmax_refuses_an_additive_mask():
+    with pytest.raises(TypeError, match="must be boolean"):
+        masked_softmax(np.zeros((1, 2), "float32"), np.array([[0.0, -1e9]], "float32"))
+    integers = masked_softmax(np.zeros((1, 2), "float32"), np.array([[1, 0]]))
+    np.testing.assert_array_equal(to_numpy(integers), [[1, 0]])
+
+
 def test_masked_softmax_survives_great_scores():
     scores = np.array([[3e38, -3e38, 1e30], [-3e38, -3e38, 3e38]], "float32")
     mask = np.array([[True, True, False], [True, True, False]])

@@ -78,7 +78,7 @@ def test_an_empty_text_has_an_empty_answer():
         for texts in ([""], ["", "abc"]):
             result = tiny()(texts, num_return=2, jit_compile=jit_compile)[0]
             assert (result.text, result.score, result.log_probability) == ("", 0.0, 0.0)
-            assert result.source_pieces == result.target_pieces == result.target_ids == []
+            assert result.source_pieces == result.target_pieces == result.target_ids == result.alternatives == []
     assert tiny()([]) == []
 
 
@@ -99,6 +99,14 @@ def test_save_and_load(tmp_path, attention):
         assert one.dtype == "float32"
     if attention is None:
         assert expected[0].attention is None
+
+
+def test_saving_over_another_pipeline_leaves_nothing_of_it(tmp_path):
+    tiny().save(tmp_path)
+    tiny("dot").save(tmp_path, half=True)
+    assert type(Pipeline.load(tmp_path).model.decoder.attention).__name__ == "DotProductAttention"
+    Pipeline(tiny().model, max_length=9).save(tmp_path)
+    assert Pipeline.load(tmp_path).source_tokenizer is None
 
 
 def test_sentencepiece_on_both_sides(tmp_path):
@@ -160,5 +168,15 @@ def test_wrong_arguments_are_one_sentence(tmp_path, shipped):
         tiny(beam_width=0)
     with pytest.raises(ValueError, match="built for 15 ids, the tokenizer has 13"):
         Pipeline(tiny().model, None, CharacterTokenizer("012345678", byte_fallback=False))
-    with pytest.raises(TypeError, match="expects lists of ids"):
-        Pipeline(tiny().model)(["abc"])
+    bare = Pipeline(tiny().model, max_source_length=5)
+    for rows, error, message in (
+        (["abc"], TypeError, "expects rows of ids.*input 0 is <U3"),
+        ([[4], [4.7]], TypeError, "input 1 is float64"),
+        ([[4, -1]], ValueError, r"input 0 has \[4, -1\]"),
+        ([[4, 9999]], ValueError, r"knows the ids 0 to \d+. Received: input 0"),
+        ([[4] * 6], ValueError, "at most 5 ids. Received: input 0 has 6"),
+    ):
+        with pytest.raises(error, match=message):
+            bare(rows)
+    with pytest.raises(ValueError, match="at most 128 pieces. Received: input 0 has 300"):
+        shipped([b"\xff" * 100])

@@ -114,6 +114,17 @@ def test_masks_of_memory_and_sequence():
     assert np.all(found[1][~MASK] == 0)
 
 
+def test_steps_before_the_first_word_hold_the_first_state():
+    layer = built("additive")
+    shifted = np.concatenate([np.full((B, 2, E), np.nan, "float32"), SEQUENCE], axis=1)
+    mask = np.concatenate([np.zeros((B, 2), bool), np.ones((B, T), bool)], axis=1)
+    plain = layer(SEQUENCE, MEMORY, STATE, memory_mask=MASK, return_attention_scores=True)
+    padded = layer(shifted, MEMORY, STATE, memory_mask=MASK, sequence_mask=mask, return_attention_scores=True)
+    for one, two in zip(plain, padded, strict=True):
+        np.testing.assert_allclose(to_numpy(two)[:, 2:], to_numpy(one), atol=1e-6)
+    assert np.all(to_numpy(padded[1])[:, :2] == 0)
+
+
 def test_a_memory_of_padding_only_gives_a_zero_context():
     layer = built("additive")
     mask = np.zeros((B, S), bool)

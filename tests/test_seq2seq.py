@@ -1,5 +1,7 @@
 """Seq2Seq: step = call, masks, fit with stock Keras, save and load."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -113,6 +115,20 @@ def essence(model):
     """The configuration, the attention's reduced to its own."""
     config = model.get_config()
     return {**config, "attention": config["attention"] and config["attention"]["config"]}
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="cuDNN's kernel is TensorFlow's")
+def test_a_gpu_does_not_change_the_encoder(monkeypatch):
+    """cuDNN's kernel refuses empty rows and holes in the mask, and would bind an export to a GPU."""
+    import tensorflow as tf
+
+    monkeypatch.setattr(sys.modules["keras.src.backend.tensorflow.rnn"], "_is_gpu_available", lambda: True)
+    model = make()
+    function = tf.function(lambda source: model.encode({"source": source}), autograph=False)
+    graph = function.get_concrete_function(tf.TensorSpec([None, None], tf.int32)).graph.as_graph_def()
+    nodes = [node.op for node in graph.node] + [node.op for f in graph.library.function for node in f.node_def]
+    assert nodes
+    assert not [op for op in nodes if "Cudnn" in op]
 
 
 def test_tied_embeddings_share_one_matrix():

@@ -17,7 +17,7 @@ from keras_attention.training import corpus
 from keras_attention.training.callbacks import Checkpoints, average, better, read_checkpoint, write_checkpoint
 from keras_attention.training.errors import InputError
 from keras_attention.training.recipes import load_recipe
-from keras_attention.training.train import train
+from keras_attention.training.train import read_run_recipe, train
 
 SETTINGS = [
     "data.examples=200",
@@ -107,6 +107,34 @@ def test_a_run_holds_what_was_promised(uninterrupted):
     assert metrics["val_perplexity"] == pytest.approx(min(history(uninterrupted)["val_perplexity"]), rel=0.5)
 
 
+def test_settings_that_a_run_cannot_resume_with_change_nothing(uninterrupted):
+    stored = (uninterrupted / "recipe.json").read_text()
+    for setting in ("model.units=32", "data.examples=7", "seed=3"):
+        with pytest.raises(InputError, match=f"takes settings of .training. and .decoding. only.*{setting}"):
+            read_run_recipe(uninterrupted, [setting])
+    assert (uninterrupted / "recipe.json").read_text() == stored
+    assert read_run_recipe(uninterrupted, ["training.epochs=5"]).training.epochs == 5
+    assert (uninterrupted / "recipe.json").read_text() == stored
+
+
+def test_long_validation_lines_are_left_out_of_the_samples(tmp_path):
+    folder = write_pairs(tmp_path / "data")
+    long = "abcde" * 30
+    (folder / "dev.tsv").write_text(f"{long}\tedcba\n" + (folder / "dev.tsv").read_text())
+    said = []
+    changed = recipe("data.task=none", f"data.folder='{folder}'", "training.epochs=1")
+    train(changed, tmp_path / "run", say=said.append)
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert not any(long in text for text in said)
+
+
+def test_what_a_task_draws_too_long_is_reported(tmp_path):
+    said = []
+    train(recipe("training.epochs=1", "data.max_source_length=16"), tmp_path / "run", say=said.append)
+    assert any(text.startswith("train, epoch 1: Left out ") for text in said)
+    assert any(text.startswith("val: Left out ") for text in said)
+
+
 class Stopper(keras.callbacks.Callback):
     """Stops at an epoch's begin, like a power cut that Python survives."""
 
@@ -164,6 +192,9 @@ def test_better(monitor, greater):
     assert better(monitor, 2, 1) is greater
     assert better(monitor, 1, 2) is not greater
     assert not better(monitor, 1, 1)
+    assert not better(monitor, float("nan"), 1)
+    assert better(monitor, 1, float("nan"))
+    assert not better(monitor, float("nan"), float("nan"))
 
 
 def test_an_unknown_monitor_is_named(tmp_path):

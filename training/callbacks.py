@@ -1,6 +1,7 @@
 """Callbacks of a run: checkpoints with exact resume, the epoch's order of batches, decoded samples."""
 
 import json
+import math
 import time
 import zipfile
 from pathlib import Path
@@ -134,7 +135,9 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 def better(monitor, value, other):
-    """Whether a value of the monitored metric is better than another one."""
+    """Whether a value of the monitored metric is better than another one; NaN is worse than anything."""
+    if math.isnan(value) or math.isnan(other):
+        return math.isnan(other) and not math.isnan(value)
     if "loss" in monitor or "perplexity" in monitor:
         return value < other
     return value > other

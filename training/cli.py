@@ -56,7 +56,8 @@ def models(name):
         for preset in list_presets():
             card = (PRETRAINED / preset / "card.md").read_text(encoding="utf-8").splitlines()
             size = sum(path.stat().st_size for path in (PRETRAINED / preset).iterdir()) / 1e6
-            click.echo(f"{preset:20} {size:4.1f} MB  {card[2]}")
+            scores = next((line for line in card if line.startswith("Scores: ")), "")
+            click.echo(f"{preset:20} {size:4.1f} MB  {card[2]} {scores}")
         return
     if name not in list_presets():
         raise InputError(f"There is no pretrained model {name!r}; known: {', '.join(list_presets()) or 'none'}.")
@@ -175,7 +176,7 @@ def plot(run, text, picture, beam):
     """Draw the alignment of INPUT and its answer to OUT.png or .svg."""
     from .plots import plot_alignment, save_figure
 
-    if not picture.endswith((".png", ".svg")):
+    if not picture.lower().endswith((".png", ".svg")):
         raise InputError(f"A picture's file name must end in .png or .svg; received {picture!r}.")
     result = _load(run, of_text=True)([text], beam)[0]
     if result.attention is None:

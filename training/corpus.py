@@ -18,6 +18,7 @@ from .tasks import get_task
 
 VOCABULARY_EXAMPLES = 100000  # of a task, to learn tokenizers from
 SIDES, SPLITS = ("source", "target"), ("train", "val")
+MAX_LINES = 1000000  # of a file, to learn SentencePiece from: drawn by its seed
 SAMPLES = 64  # validation texts that are kept as text, for samples and pictures
 
 
@@ -72,16 +73,20 @@ def _from_task(recipe, folder, tokenizers):
         tokenizers = _learn(recipe, *task.pairs(VOCABULARY_EXAMPLES, seed=recipe.seed, split="train", **options))
     _save_tokenizers(tokenizers, folder)
 
-    def draw(epoch):
-        # Epoch 0 of the generator taught the tokenizers; training goes on from there.
-        texts = task.pairs(data.examples, seed=recipe.seed, epoch=epoch, split="train", **options)
-        return _within(recipe, tokenize_pairs(*texts, *tokenizers))[0]
+    notes = []
 
-    texts = task.pairs(data.held_out, seed=recipe.seed, split="val", **options)
-    val, note = _within(recipe, tokenize_pairs(*texts, *tokenizers))
-    samples = Pairs(texts[0][:SAMPLES], texts[1][:SAMPLES])
+    def draw(epoch):
+        texts = task.pairs(data.examples, seed=recipe.seed, epoch=epoch, split="train", **options)
+        sequences, note = _within(recipe, tokenize_pairs(*texts, *tokenizers))
+        notes.extend([f"train, epoch {epoch + 1}: {note}"] if note else [])
+        return sequences
+
+    texts = Pairs(*task.pairs(data.held_out, seed=recipe.seed, split="val", **options))
+    tokens = tokenize_pairs(texts.sources, texts.targets, *tokenizers)
+    val, note = _within(recipe, tokens)
+    notes.extend([f"val: {note}"] if note else [])
     sizes = [tokenizer.vocabulary_size for tokenizer in tokenizers]
-    return Corpus(*sizes, draw, val, tokenizers, samples, [note] if note else [])
+    return Corpus(*sizes, draw, val, tokenizers, _samples(recipe, texts, tokens), notes)
 
 
 def _from_files(recipe, folder, tokenizers):
@@ -92,14 +97,16 @@ def _from_files(recipe, folder, tokenizers):
     stored = folder / "tokens"
     stored.mkdir(parents=True, exist_ok=True)
     for name, pairs in zip(SPLITS, (train, val), strict=True):
-        sequences, note = _within(recipe, tokenize_pairs(pairs.sources, pairs.targets, *tokenizers))
+        tokens = tokenize_pairs(pairs.sources, pairs.targets, *tokenizers)
+        samples = _samples(recipe, pairs, tokens)  # those of the last split, val
+        sequences, note = _within(recipe, tokens)
         notes += [f"{name}: {note}"] if note else []
         for side, tokens in zip(SIDES, sequences, strict=True):
             tokens.save(stored / f"{name}.{side}")
     description = {
         "source_vocabulary": tokenizers[0].vocabulary_size,
         "target_vocabulary": tokenizers[1].vocabulary_size,
-        "samples": {"sources": val.sources[:SAMPLES], "targets": val.targets[:SAMPLES]},
+        "samples": {"sources": samples.sources, "targets": samples.targets},
         "notes": notes,
     }
     text = json.dumps(description, ensure_ascii=False, indent=1)
@@ -177,7 +184,7 @@ def _learn_one(section, options, lines):
     if options.kind == "characters":
         return CharacterTokenizer.learn(lines, byte_fallback=options.byte_fallback)
     try:
-        return SentencePieceTokenizer.learn(lines, options.vocabulary_size, kind=options.kind)
+        return SentencePieceTokenizer.learn(lines, options.vocabulary_size, kind=options.kind, max_lines=MAX_LINES)
     except ValueError as error:
         raise InputError(f"[{section}] {error}") from error
 
@@ -190,6 +197,13 @@ def _save_tokenizers(tokenizers, folder):
 def _load_tokenizers(folder):
     paths = [folder / f"{side}.tokenizer.json" for side in SIDES]
     return tuple(load_tokenizer(path) for path in paths) if all(path.exists() for path in paths) else None
+
+
+def _samples(recipe, pairs, tokens):
+    """The first pairs that a pipeline accepts."""
+    longest = min(recipe.data.max_source_length, recipe.decoding.max_source_length)
+    chosen = [i for i in range(len(pairs)) if tokens[0].lengths[i] <= longest][:SAMPLES]
+    return Pairs([pairs.sources[i] for i in chosen], [pairs.targets[i] for i in chosen])
 
 
 def _within(recipe, sequences):

@@ -32,6 +32,7 @@ def evaluate(pipeline, source, target=None, beam_width=None, batch_size=64, prog
     pairs = read_tsv(source) if target is None else read_parallel(source, target)
     began = time.perf_counter()
     try:
+        pipeline.check_inputs(pairs.sources)  # before the work, and with their own numbers
         chunks = [pairs.sources[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
         results = [r for chunk in progress(chunks) for r in pipeline(chunk, beam_width, batch_size=batch_size)]
     except ValueError as error:

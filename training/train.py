@@ -45,9 +45,9 @@ def train(recipe, out, init=None, resume=False, say=print):
         if not resume:  # what stands there was written by this call, and is in the way of the next
             shutil.rmtree(out, ignore_errors=True)
         raise
+    train_batches, val_batches = corpus.batches(recipe.training, recipe.seed)
     for note in corpus.notes:
         say(note)
-    train_batches, val_batches = corpus.batches(recipe.training, recipe.seed)
     compile_model(model, recipe, steps=len(train_batches) * recipe.training.epochs)
     pipeline = _pipeline(model, corpus, recipe)
     say(
@@ -57,6 +57,7 @@ def train(recipe, out, init=None, resume=False, say=print):
 
     checkpoints, callbacks = _callbacks(recipe, out, train_batches, pipeline, corpus, say)
     epoch = checkpoints.restore(model) if resume else 0
+    _write_json(out / "recipe.json", recipe.to_dict())  # with what --set changed, now that it is known to fit
     read = to_tf_dataset if keras.backend.backend() == "tensorflow" else to_py_dataset
     validation = read(val_batches)
     if epoch >= recipe.training.epochs or _stopped(checkpoints):
@@ -187,10 +188,11 @@ def _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, say):
     }
     _write_json(out / "history.json", checkpoints.history)
     if pipeline is None:
-        model.save(out / "model.keras")
+        atomic_write(out / "model.keras", model.save)
     else:
         pipeline.save(out)
         metrics["plots"] = _plots(out, pipeline, corpus, checkpoints.history, say)
+        shutil.rmtree(out / "export", ignore_errors=True)  # of a run that was killed before its scores were written
         metrics["export"] = str(pipeline.export(out / "export"))
     _write_json(out / "metrics.json", metrics)
     return metrics
@@ -233,7 +235,7 @@ def _open(recipe, out, resume):
 
 
 def read_run_recipe(out, settings=()):
-    """The resolved recipe of a run's folder, settings applied on top and written back."""
+    """The resolved recipe of a run's folder, settings applied on top."""
     stored = Path(out) / "recipe.json"
     try:
         table = json.loads(stored.read_text(encoding="utf-8"))
@@ -243,10 +245,10 @@ def read_run_recipe(out, settings=()):
         raise InputError(f"{stored} is damaged: {error}") from error
     if not isinstance(table, dict):
         raise InputError(f"{stored} is damaged: expected a JSON object. Received: a {type(table).__name__}.")
-    recipe = resolve(table, settings, where=str(stored))
-    if settings:
-        _write_json(stored, recipe.to_dict())
-    return recipe
+    for setting in settings:
+        if not setting.startswith(("training.", "decoding.")):
+            raise InputError(f"--resume takes settings of [training] and [decoding] only. Received: --set {setting}")
+    return resolve(table, settings, where=str(stored))
 
 
 def _write_json(path, value):
