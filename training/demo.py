@@ -97,4 +97,8 @@ def _ask(export, samples):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        click.echo("\nStopped. The next `make demo` begins anew, in a folder of its own.", err=True)
+        sys.exit(130)
