@@ -18,6 +18,7 @@ def token_hits(y_true, logits):
     return ops.logical_and(ops.equal(guesses, y_true), ops.not_equal(y_true, PAD))
 
 
+@keras.saving.register_keras_serializable(package="keras_attention")
 class WeightedMean(keras.metrics.Metric):
     """The base of this file's metrics: a weighted mean since the last reset, 0 before anything was added.
 
