@@ -41,8 +41,8 @@ def train(recipe, out, init=None, resume=False, say=print):
     keras.utils.set_random_seed(recipe.seed)
     try:
         corpus, model = _set_up(recipe, out)
-    except Exception:
-        if not resume:  # what stands there was written by this call, and is in the way of the next
+    except (ValueError, OSError, ImportError):  # what a user can put right and try again under the same name
+        if not resume:  # then all that stands there was written by this call
             shutil.rmtree(out, ignore_errors=True)
         raise
     train_batches, val_batches = corpus.batches(recipe.training, recipe.seed)
