@@ -1,4 +1,4 @@
-"""The attending decoder: a recurrent layer that attends at every step, inside its own loop."""
+"""The attending decoder: recurrent cells that attend at every step, inside one loop."""
 
 import keras
 from keras import ops
@@ -6,31 +6,46 @@ from keras import ops
 from keras_attention import masks
 from keras_attention.attention import Attention, scores_dtype
 
+CELLS = {"simple_rnn": keras.layers.SimpleRNNCell, "gru": keras.layers.GRUCell, "lstm": keras.layers.LSTMCell}
+ORDERS = ("bahdanau", "luong")
+
 
 @keras.saving.register_keras_serializable(package="keras_attention")
 class AttentiveRNN(keras.layers.Layer):
-    """GRU that attends to a memory before each of its steps (Bahdanau et al. 2015: attend, then recur).
+    """Recurrent layers that attend to a memory at each of their steps.
 
-    With y the embedded previous outputs, s the states and h the memory:
+    With y_t what is fed at step t (so the token before the one that o_t predicts), s the states and h the memory, the
+    order "bahdanau" attends, then recurs:
 
-        c_t = attention(query=s_{t-1}, value=h)       context
-        s_t = GRU([y_t; c_t], s_{t-1})                state
-        o_t = tanh(W_o [y_t; s_t; c_t] + b_o)         readout, the layer's output
+        c_t = attention(query=s_{t-1}, value=h)           context
+        s_t = RNN([y_t; c_t], s_{t-1})                    state
+        o_t = tanh(W_o [y_t; s_t; c_t] + b_o)             readout, the layer's output
 
-    Here y_t is what the layer is fed at step t, so the token before the one that o_t predicts. The keys of the memory
-    are projected once, before the loop. Weights are computed after the loop, in one batched step, and only if asked
-    for. `step` does one step of the same computation, for decoding.
+    and the order "luong" recurs, then attends, and feeds its readout back ("input feeding"):
+
+        s_t = RNN([y_t; o_{t-1}], s_{t-1})
+        c_t = attention(query=s_t, value=h)
+        o_t = tanh(W_c [s_t; c_t] + b_c)
+
+    The query is the uppermost layer's hidden state. The keys of the memory are projected once, before the loop.
+    Weights are computed after the loop, in one batched step, and only if asked for. `step` does one step of the same
+    computation, for decoding.
 
     Args:
-        units: U, width of the state.
-        attention: an `Attention` layer of any score, or None: the memory is then one fixed context vector per row
-            that enters at every step (Cho et al. 2014, the network that attention was invented against).
+        units: U, width of each layer's hidden state.
+        attention: an `Attention` layer of any score, or None for the networks that attention was invented against:
+            the memory is then one context vector per row that enters at every step (Cho et al. 2014), or no memory
+            is given and all that is known of the source is in the initial state (Sutskever et al. 2014).
         readout_units: R, width of the output; U when None.
+        cell: "simple_rnn" (with tanh), "gru" or "lstm".
+        layers: number of recurrent layers, each reading the hidden state of the one below.
+        order: "bahdanau" or "luong".
 
     Call arguments:
         sequence: [B, T, E], what is fed at each step.
-        memory: [B, S, M]; without attention the fixed context [B, M].
-        initial_state: [B, U], or None for zeros.
+        memory: [B, S, M]; without attention the context [B, M], or None.
+        initial_state: [B, P], or None for zeros; P (`state_width`) is U for each layer, 2 U for each of LSTM: hidden
+            state and cell state, layer by layer.
         sequence_mask: [B, T]; at padding the state is held and the weights are zero.
         memory_mask: [B, S].
         return_attention_scores: also return the weights.
@@ -42,104 +57,151 @@ class AttentiveRNN(keras.layers.Layer):
     Example:
 
     >>> from keras_attention import AdditiveAttention
-    >>> layer = AttentiveRNN(8, attention=AdditiveAttention(8))
+    >>> layer = AttentiveRNN(8, attention=AdditiveAttention(8), cell="lstm", layers=2, order="luong")
     >>> output, weights = layer(ops.ones((2, 3, 4)), ops.ones((2, 5, 6)), return_attention_scores=True)
-    >>> tuple(output.shape), tuple(weights.shape)
-    ((2, 3, 8), (2, 3, 5))
+    >>> tuple(output.shape), tuple(weights.shape), layer.state_width
+    ((2, 3, 8), (2, 3, 5), 32)
 
-    Reference:
-        Bahdanau, Cho, Bengio 2015, https://arxiv.org/abs/1409.0473, section A.2.2 (with tanh for the paper's maxout).
+    References:
+        Bahdanau, Cho, Bengio 2015, https://arxiv.org/abs/1409.0473, section A.2.2 (with tanh for the paper's maxout);
+        Luong, Pham, Manning 2015, https://arxiv.org/abs/1508.04025, sections 3 and 3.3.
     """
 
-    def __init__(self, units, attention=None, readout_units=None, **kwargs):
+    def __init__(self, units, attention=None, readout_units=None, cell="gru", layers=1, order="bahdanau", **kwargs):
         super().__init__(**kwargs)
-        if attention is not None and not isinstance(attention, Attention):
-            raise TypeError(
-                "AttentiveRNN expects attention to be a layer such as AdditiveAttention(units), or None. "
-                f"Received: attention={attention!r}"
-            )
-        if attention is not None and attention.dropout:
-            raise ValueError(
-                "AttentiveRNN draws no random numbers inside its loop and expects an attention with dropout=0. "
-                f"Received: dropout={attention.dropout}; drop out the memory or the output instead."
-            )
+        _check_arguments(attention, cell, layers, order)
         self.units = units
         self.attention = attention
         self.readout_units = readout_units or units
-        self.cell = keras.layers.GRUCell(units, dtype=self.dtype_policy, name="cell")
-        self.readout = keras.layers.Dense(
-            self.readout_units, activation="tanh", dtype=self.dtype_policy, name="readout"
-        )
+        self.cell = cell
+        self.layers = layers
+        self.order = order
+        policy = {"dtype": self.dtype_policy}
+        self.cells = [CELLS[cell](units, name=f"cell_{number}", **policy) for number in range(layers)]
+        self.readout = keras.layers.Dense(self.readout_units, activation="tanh", name="readout", **policy)
         self.supports_masking = True
 
-    def build(self, sequence_shape, memory_shape, initial_state_shape=None):
-        expected = 2 if self.attention is None else 3
-        if len(sequence_shape) != 3 or len(memory_shape) != expected:
-            raise ValueError(
-                f"AttentiveRNN expects a sequence [batch, length, width] and a memory of {expected} axes "
-                f"({'[batch, width], as attention is None' if expected == 2 else '[batch, length, width]'}). "
-                f"Received: sequence.shape={tuple(sequence_shape)}, memory.shape={tuple(memory_shape)}"
-            )
-        input_width, memory_width = sequence_shape[-1], memory_shape[-1]
+    @property
+    def state_width(self):
+        """P, width of the state that `initial_state` gives."""
+        return self.units * self.layers * (2 if self.cell == "lstm" else 1)
+
+    def build(self, sequence_shape, memory_shape=None, initial_state_shape=None):
+        self._check_shapes(sequence_shape, memory_shape, initial_state_shape)
+        input_width, memory_width = sequence_shape[-1], 0 if memory_shape is None else memory_shape[-1]
         if self.attention is not None and not self.attention.built:
             self.attention.build((None, None, self.units), tuple(memory_shape))
-        self.cell.build((None, input_width + memory_width))
-        self.readout.build((None, None, input_width + self.units + memory_width))
-        self.loop = keras.layers.RNN(
-            _Loop(self, memory_width), return_sequences=True, dtype=self.dtype_policy, name="loop"
-        )
+        extra = memory_width if self.order == "bahdanau" else self.readout_units
+        for number, cell in enumerate(self.cells):
+            cell.build((None, self.units if number else input_width + extra))
+        read = self.units + memory_width + (input_width if self.order == "bahdanau" else 0)
+        self.readout.build((None, None, read))
+        self.loop = keras.layers.RNN(_Loop(self, extra), return_sequences=True, dtype=self.dtype_policy, name="loop")
         self.built = True
 
-    def prepare(self, memory, memory_mask=None):
+    def _check_shapes(self, sequence_shape, memory_shape, initial_state_shape):
+        expected = "[batch, width] or None, as attention is None"
+        good = memory_shape is None or len(memory_shape) == 2
+        if self.attention is not None:
+            expected, good = "[batch, length, width]", memory_shape is not None and len(memory_shape) == 3
+        if len(sequence_shape) != 3 or not good:
+            memory_shape = memory_shape and tuple(memory_shape)
+            raise ValueError(
+                f"AttentiveRNN expects a sequence [batch, length, width] and a memory {expected}. "
+                f"Received: sequence.shape={tuple(sequence_shape)}, memory.shape={memory_shape}"
+            )
+        if initial_state_shape is not None and initial_state_shape[-1] != self.state_width:
+            raise ValueError(
+                f"AttentiveRNN expects an initial_state [batch, {self.state_width}], the states of all layers. "
+                f"Received: initial_state.shape={tuple(initial_state_shape)}"
+            )
+
+    def prepare(self, memory=None, memory_mask=None):
         """What every step needs of the memory, computed once.
 
         Args:
-            memory: [B, S, M]; without attention [B, M].
+            memory: [B, S, M]; without attention [B, M] or None.
             memory_mask: boolean [B, S], or None.
 
         Returns:
-            A dict of values [B, S, M], keys [B, S, .] and mask [B, S]; without attention {"context": [B, M]}.
+            A dict of values [B, S, M], keys [B, S, .] and mask [B, S]; without attention {"context": [B, M]} or {}.
         """
         if self.attention is None:
-            return {"context": memory}
+            return {} if memory is None else {"context": memory}
         if memory_mask is None:
             memory_mask = ops.ones(ops.shape(memory)[:2], dtype="bool")
         memory = masks.zero_masked(memory, memory_mask)
         return {"values": memory, "keys": self.attention.project_key(memory), "mask": memory_mask}
+
+    def begin(self, initial_state):
+        """The state that the first `step` takes, of an initial state [N, P]: with input feeding, zeros are fed first."""
+        if self.order == "bahdanau":
+            return initial_state
+        return _join(initial_state, ops.zeros((ops.shape(initial_state)[0], self.readout_units), initial_state.dtype))
 
     def step(self, inputs, state, prepared):
         """One step, for N = B*W hypotheses that share the B rows of a memory, W queries a row.
 
         Args:
             inputs: [N, E].
-            state: [N, U].
+            state: what `begin` or the step before returned, [N, P], or [N, P + R] with input feeding.
             prepared: what `prepare` returned.
 
         Returns:
-            Output [N, R], new state [N, U] and weights [N, S] (None without attention).
+            Output [N, R], new state and weights [N, S] (None without attention).
         """
-        context, weights = self._attend(state, prepared)
-        state = self._recur(inputs, state, context)
-        return self.readout(ops.concatenate([inputs, state, context], axis=-1)), state, weights
+        if self.order == "bahdanau":
+            state, context, weights = self._attend_and_recur(inputs, state, prepared)
+            return self.readout(_join(inputs, self._query(state), context)), state, weights
+        state, output, weights = self._recur_and_attend(inputs, state, prepared)
+        return output, _join(state, output), weights
 
-    def _attend(self, state, prepared):
-        """Context [N, M] and weights [N, S] for states [N, U]."""
-        memory = prepared["context"] if self.attention is None else prepared["values"]
-        query = ops.reshape(state, (ops.shape(memory)[0], -1, self.units))  # [B, W, U]
+    def _attend_and_recur(self, inputs, state, prepared):
+        context, weights = self._attend(self._query(state), prepared)
+        return self._recur(_join(inputs, context), state), context, weights
+
+    def _recur_and_attend(self, inputs, state, prepared):
+        state, fed = state[:, : self.state_width], state[:, self.state_width :]
+        state = self._recur(_join(inputs, fed), state)
+        query = self._query(state)
+        context, weights = self._attend(query, prepared)
+        return state, self.readout(_join(query, context)), weights
+
+    def _query(self, state):
+        """The uppermost hidden state [..., U] of states [..., P]."""
+        start = self.state_width - len(_sizes(self.cells[-1])) * self.units
+        return state[..., start : start + self.units]
+
+    def _attend(self, query, prepared):
+        """Context [N, M] and weights [N, S] for queries [N, U]."""
         if self.attention is None:
-            context, weights = memory[:, None, :] + ops.zeros_like(query[:, :, :1]), None
-        else:
-            context, weights = self.attention.attend(query, memory, prepared["keys"], prepared["mask"][:, None, :])
-            weights = ops.reshape(weights, (-1, ops.shape(weights)[-1]))
-        return ops.reshape(context, (-1, memory.shape[-1])), weights
+            context = prepared.get("context")
+            if context is None:
+                return None, None
+            query = ops.reshape(query, (ops.shape(context)[0], -1, self.units))  # [B, W, U]
+            context = context[:, None, :] + ops.zeros_like(query[:, :, :1])
+            return ops.reshape(context, (-1, context.shape[-1])), None
+        values = prepared["values"]
+        query = ops.reshape(query, (ops.shape(values)[0], -1, self.units))  # [B, W, U]
+        context, weights = self.attention.attend(query, values, prepared["keys"], prepared["mask"][:, None, :])
+        return ops.reshape(context, (-1, values.shape[-1])), ops.reshape(weights, (-1, ops.shape(weights)[-1]))
 
-    def _recur(self, inputs, state, context):
-        return self.cell(ops.concatenate([inputs, context], axis=-1), [state])[0]
+    def _recur(self, inputs, state):
+        """The new state [N, P] of all layers."""
+        start, states = 0, []
+        for cell in self.cells:
+            old = []
+            for size in _sizes(cell):
+                old.append(state[:, start : start + size])
+                start += size
+            inputs, new = cell(inputs, old)
+            states += new
+        return _join(*states)
 
     def call(
         self,
         sequence,
-        memory,
+        memory=None,
         initial_state=None,
         *,
         sequence_mask=None,
@@ -150,45 +212,55 @@ class AttentiveRNN(keras.layers.Layer):
         sequence_mask = masks.combine_masks(
             masks.as_mask(sequence_mask, "sequence_mask"), masks.implicit_mask(sequence)
         )
-        memory_mask = masks.combine_masks(masks.as_mask(memory_mask, "memory_mask"), masks.implicit_mask(memory))
+        memory_mask = masks.as_mask(memory_mask, "memory_mask")
+        if memory is not None:
+            memory_mask = masks.combine_masks(memory_mask, masks.implicit_mask(memory))
         sequence = masks.zero_masked(sequence, sequence_mask)
         prepared = self.prepare(memory, memory_mask)
         if initial_state is None:
-            initial_state = ops.zeros((ops.shape(sequence)[0], self.units), dtype=self.compute_dtype)
-        states, contexts = self._run(sequence, initial_state, sequence_mask, prepared)
-        output = self.readout(ops.concatenate([sequence, states, contexts], axis=-1))
+            initial_state = ops.zeros((ops.shape(sequence)[0], self.state_width), dtype=self.compute_dtype)
+        states, extra = self._run(sequence, initial_state, sequence_mask, prepared)
+        if self.order == "bahdanau":
+            output = self.readout(_join(sequence, self._query(states), extra if extra.shape[-1] else None))
+        else:
+            output = extra
         output = masks.carry_mask(output, sequence_mask)
         if not return_attention_scores:
             return output
         return output, self._weights(states, initial_state, sequence_mask, prepared)
 
     def _run(self, sequence, initial_state, sequence_mask, prepared):
-        """The loop: states [B, T, U] and contexts [B, T, M]."""
+        """The loop: states [B, T, P] and contexts [B, T, M] (with input feeding, readouts [B, T, R])."""
         cell = self.loop.cell
-        no_context = ops.zeros((ops.shape(sequence)[0], cell.state_size - self.units), dtype=self.compute_dtype)
-        initial_state = ops.concatenate([ops.cast(initial_state, self.compute_dtype), no_context], axis=-1)
+        nothing = ops.zeros((ops.shape(sequence)[0], cell.state_size - self.state_width), dtype=self.compute_dtype)
+        initial_state = _join(ops.cast(initial_state, self.compute_dtype), nothing)
         cell.prepared = prepared
         try:
             outputs = self.loop(sequence, initial_state=[initial_state], mask=sequence_mask)
         finally:
             cell.prepared = None
-        return outputs[..., : self.units], outputs[..., self.units :]
+        return outputs[..., : self.state_width], outputs[..., self.state_width :]
 
     def _weights(self, states, initial_state, sequence_mask, prepared):
         """All weights [B, T, S] at once, from the states that asked for them."""
         if self.attention is None:
             return None
-        if sequence_mask is not None:  # steps before a row's first one hold the initial state; Keras writes zeros there
-            begun = ops.cumsum(ops.cast(sequence_mask, "int32"), axis=1) > 0
-            states = ops.where(begun[:, :, None], states, initial_state[:, None, :])
-        queries = ops.concatenate([initial_state[:, None, :], states[:, :-1, :]], axis=1)
+        queries = self._query(states)
+        if self.order == "bahdanau":
+            first = self._query(initial_state)[:, None, :]
+            if sequence_mask is not None:  # before a row's first step stands the initial state; Keras writes zeros
+                begun = ops.cumsum(ops.cast(sequence_mask, "int32"), axis=1) > 0
+                queries = ops.where(begun[:, :, None], queries, first)
+            queries = ops.concatenate([first, queries[:, :-1, :]], axis=1)
         mask = masks.attention_mask(sequence_mask, prepared["mask"])
         return self.attention.weights_for(queries, prepared["keys"], mask)
 
     def compute_output_shape(self, sequence_shape, memory_shape=None, initial_state_shape=None):
         return (*sequence_shape[:-1], self.readout_units)
 
-    def compute_output_spec(self, sequence, memory, initial_state=None, *, return_attention_scores=False, **kwargs):
+    def compute_output_spec(
+        self, sequence, memory=None, initial_state=None, *, return_attention_scores=False, **kwargs
+    ):
         output = keras.KerasTensor(self.compute_output_shape(sequence.shape), dtype=self.compute_dtype)
         if not return_attention_scores:
             return output
@@ -206,6 +278,9 @@ class AttentiveRNN(keras.layers.Layer):
             "units": self.units,
             "attention": attention,
             "readout_units": self.readout_units,
+            "cell": self.cell,
+            "layers": self.layers,
+            "order": self.order,
         }
 
     @classmethod
@@ -219,21 +294,53 @@ class AttentiveRNN(keras.layers.Layer):
 class _Loop:
     """The cell that keras.layers.RNN steps; `prepared` is set by the decoder for the length of one call.
 
-    Its one state is [state; context], which is its output, too: where a mask holds a step, Keras gives the first
-    state for the output, and on JAX the two must have one width.
+    Its one state is [state; context] (with input feeding [state; readout]), which is its output, too: where a mask
+    holds a step, Keras gives the first state for the output, and on JAX the two must have one width.
     """
 
-    def __init__(self, decoder, memory_width):
+    def __init__(self, decoder, extra_width):
         self.decoder = decoder
-        self.state_size = decoder.units + memory_width
+        self.state_size = decoder.state_width + extra_width
         self.compute_dtype = decoder.compute_dtype
         self.prepared = None
 
     def __call__(self, inputs, states):
-        state = states[0][:, : self.decoder.units]
-        context, _ = self.decoder._attend(state, self.prepared)
-        state = self.decoder._recur(inputs, state, context)
-        output = ops.concatenate([state, context], axis=-1)
+        decoder, state = self.decoder, states[0]
+        if decoder.order == "bahdanau":
+            state = state[:, : decoder.state_width]
+            state, extra, _ = decoder._attend_and_recur(inputs, state, self.prepared)
+        else:
+            state, extra, _ = decoder._recur_and_attend(inputs, state, self.prepared)
+        output = _join(state, extra)
         return output, [output]
 
     call = __call__
+
+
+def _join(*parts):
+    """Parts [..., .] side by side; None is left out."""
+    parts = [part for part in parts if part is not None]
+    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=-1)
+
+
+def _sizes(cell):
+    """Widths of a cell's states, as a list."""
+    return list(cell.state_size) if isinstance(cell.state_size, (list, tuple)) else [cell.state_size]
+
+
+def _check_arguments(attention, cell, layers, order):
+    if attention is not None and not isinstance(attention, Attention):
+        raise TypeError(
+            "AttentiveRNN expects attention to be a layer such as AdditiveAttention(units), or None. "
+            f"Received: attention={attention!r}"
+        )
+    if attention is not None and attention.dropout:
+        raise ValueError(
+            "AttentiveRNN draws no random numbers inside its loop and expects an attention with dropout=0. "
+            f"Received: dropout={attention.dropout}; drop out the memory or the output instead."
+        )
+    if layers < 1:
+        raise ValueError(f"AttentiveRNN expects at least 1 layer. Received: layers={layers}")
+    for name, value, known in (("cell", cell, CELLS), ("order", order, ORDERS)):
+        if value not in known:
+            raise ValueError(f"AttentiveRNN expects {name} to be one of {', '.join(known)}. Received: {name}={value!r}")

@@ -1,6 +1,7 @@
 """Score functions: how well does each key answer each query? Pure functions, [B, T, .] and [B, S, .] -> [B, T, S].
 
-All of them compute in at least float32, whatever the dtype that comes in.
+All of them compute in at least float32, whatever the dtype that comes in. `concat_score` and `general_score` take the
+weight matrix of their equation; their layers apply it in two parts, so that keys are projected once.
 """
 
 from keras import ops
@@ -28,6 +29,51 @@ def additive_score(query, key, vector):
     return ops.squeeze(ops.matmul(hidden, vector[:, None]), axis=-1)
 
 
+def concat_score(query, key, kernel, vector):
+    """Concat score, Luong et al. 2015 (https://arxiv.org/abs/1508.04025), equation 8 ("concat").
+
+        score(q, k) = v . tanh(W_a [q; k])
+
+    computed as v . tanh(W_q q + W_k k), where the rows of the kernel are those of W_q and then those of W_k.
+
+    Args:
+        query: [B, T, Dq].
+        key: [B, S, Dk].
+        kernel: [Dq + Dk, U], the transpose of the paper's W_a.
+        vector: v, [U]; the paper's v_a.
+
+    Returns:
+        Scores [B, T, S].
+    """
+    query, key, kernel = at_least_float32(query), at_least_float32(key), at_least_float32(kernel)
+    width = query.shape[-1]
+    return additive_score(ops.matmul(query, kernel[:width]), ops.matmul(key, kernel[width:]), vector)
+
+
+def cosine_score(query, key, sharpness=1.0):
+    """Cosine score, Graves, Wayne, Danihelka 2014 (https://arxiv.org/abs/1410.5401), equations 5 and 6.
+
+        score(q, k) = beta * q . k / (|q| |k|)
+
+    Args:
+        query: [B, T, D].
+        key: [B, S, D].
+        sharpness: beta (the paper's key strength), a number or a tensor that broadcasts to [B, T, S], above 0.
+
+    Returns:
+        Scores [B, T, S]; 0, with a gradient of 0, where the query or the key is a zero vector.
+    """
+    return dot_score(unit_vectors(query), unit_vectors(key)) * sharpness
+
+
+def unit_vectors(x):
+    """x [..., D] divided by its length; a vector shorter than 1e-6 becomes zeros, with a gradient of zero."""
+    x = at_least_float32(ops.convert_to_tensor(x))
+    squares = ops.sum(ops.square(x), axis=-1, keepdims=True)
+    long = squares > 1e-12
+    return ops.where(long, x * ops.rsqrt(ops.where(long, squares, 1.0)), 0.0)
+
+
 def dot_score(query, key):
     """Dot score, Luong et al. 2015 (https://arxiv.org/abs/1508.04025), equation 8: score(q, k) = q . k.
 
@@ -39,6 +85,50 @@ def dot_score(query, key):
         Scores [B, T, S].
     """
     return ops.matmul(at_least_float32(query), ops.swapaxes(at_least_float32(key), 1, 2))
+
+
+def general_score(query, key, kernel):
+    """General score, Luong et al. 2015 (https://arxiv.org/abs/1508.04025), equation 8 ("general"): q . W_a k.
+
+    Args:
+        query: [B, T, Dq].
+        key: [B, S, Dk].
+        kernel: [Dk, Dq], the transpose of the paper's W_a.
+
+    Returns:
+        Scores [B, T, S].
+    """
+    return dot_score(query, ops.matmul(at_least_float32(key), at_least_float32(kernel)))
+
+
+def location_score(query, kernel, length):
+    """Location score, Luong et al. 2015 (https://arxiv.org/abs/1508.04025), equation 7: W_a q, without looking at keys.
+
+    Args:
+        query: [B, T, Dq].
+        kernel: [Dq, L], the transpose of the paper's W_a: one column for each of the first L source positions.
+        length: S, how many columns to use; an integer, or a scalar tensor in a graph that does not know it.
+
+    Returns:
+        Scores [B, T, S].
+
+    Raises:
+        ValueError: a known length exceeds L. An unknown one that does so fails when the graph runs.
+    """
+    if not ops.is_tensor(length):
+        check_source_length(length, kernel.shape[-1])
+    # `slice` refuses what is not there; [:, :length] would silently give fewer columns.
+    columns = ops.slice(ops.convert_to_tensor(kernel), (0, 0), (kernel.shape[0], length))
+    return ops.matmul(at_least_float32(query), at_least_float32(columns))
+
+
+def check_source_length(length, max_length):
+    """Refuses a source that is longer than a location score has columns for."""
+    if length > max_length:
+        raise ValueError(
+            f"A location score expects a source of at most max_length={max_length} positions, padding included. "
+            f"Received: length {length}; shorten the source or train with a greater max_length."
+        )
 
 
 def scaled_dot_score(query, key):

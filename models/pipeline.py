@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import keras
@@ -72,7 +72,8 @@ class Pipeline:
 
     Args:
         model: a Seq2Seq, or any Keras model with the verbs `encode`, `initial_state` and `step`.
-        source_tokenizer: reads text; None for a model whose inputs are ids [B, S], padded with 0.
+        source_tokenizer: reads text; None for a model whose inputs are ids [B, S], padded with 0, or features
+            [B, S, F] (one with `source_width`).
         target_tokenizer: writes text; None leaves ids.
         options: keyword arguments of `DecodingOptions`.
 
@@ -102,7 +103,8 @@ class Pipeline:
                 f"Pipeline expects decoding options among {', '.join(DecodingOptions.__dataclass_fields__)}. "
                 f"Received: {', '.join(unknown)}"
             )
-        self.options = DecodingOptions(**options)
+        self.options = _within(DecodingOptions(**options), getattr(model, "max_source_length", None))
+        self.source_width = None if source_tokenizer is not None else getattr(model, "source_width", None)
         self._functions = {}
         _check_vocabulary(model, "source", source_tokenizer)
         _check_vocabulary(model, "target", target_tokenizer)
@@ -111,7 +113,8 @@ class Pipeline:
         """Answers each input.
 
         Args:
-            inputs: a list of texts (str or UTF-8 bytes); without a source tokenizer a list of lists of ids.
+            inputs: a list of texts (str or UTF-8 bytes); without a source tokenizer a list of lists of ids, or of
+                arrays of features [S, F].
             beam_width: W, or None for the pipeline's own.
             num_return: how many answers for each input; the others stand in `alternatives`.
             batch_size: inputs decoded together, inputs of like length beside each other.
@@ -132,14 +135,14 @@ class Pipeline:
         results = [None] * len(inputs)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            outputs = answer(self._batch([inputs[row] for row in rows]))
+            outputs = answer(**self._batch([inputs[row] for row in rows]))
             outputs = {name: output.numpy() for name, output in outputs.items()}
             for place, row in enumerate(rows):
                 results[row] = _result(outputs, place, num_return)
         return results
 
     def function(self, beam_width=None, num_return=1, jit_compile=False):
-        """The traced function [B] texts (or [B, S] ids) -> dict of tensors [B, R, ...] that everything else uses."""
+        """The traced function of what `signature` names -> dict of tensors [B, R, ...] that everything else uses."""
         key = (beam_width or self.options.beam_width, num_return, jit_compile)
         if key not in self._functions:
             self._functions[key] = self._trace(*key)
@@ -148,8 +151,8 @@ class Pipeline:
     def _trace(self, beam_width, num_return, jit_compile):
         import tensorflow as tf
 
-        def decode(ids, limits, buffer):
-            memory = self.model.encode({"source": ids})
+        def decode(x, limits, buffer):
+            memory = self.model.encode(x)
             return beam_search(
                 self.model,
                 memory,
@@ -161,33 +164,60 @@ class Pipeline:
                 coverage_penalty=self.options.coverage_penalty,
             )
 
-        matrix, vector = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)
-        compiled = tf.function(decode, [matrix, vector, vector], autograph=False, jit_compile=True)
+        vector = tf.TensorSpec([None], tf.int32)
+        compiled = tf.function(decode, [self._source(), vector, vector], autograph=False, jit_compile=True)
 
-        def answer(inputs):
-            ids, lengths = self.read(inputs)
+        def answer(**inputs):
+            x, lengths = self.read(**inputs)
             limits = self.limits(lengths)
             if jit_compile:
-                hypotheses = self._decode_in_buckets(compiled, ids, limits)
+                hypotheses = self._decode_in_buckets(compiled, x, limits)
             else:
-                hypotheses = decode(ids, limits, tf.zeros([tf.maximum(tf.reduce_max(limits), 1)], tf.int32))
-            return self.write(ids, lengths, hypotheses)
+                hypotheses = decode(x, limits, tf.zeros([tf.maximum(tf.reduce_max(limits), 1)], tf.int32))
+            return self.write(x, lengths, hypotheses)
 
-        text = self.source_tokenizer is not None
-        specification = tf.TensorSpec([None], tf.string) if text else matrix
-        return tf.function(answer, autograph=False).get_concrete_function(specification)
+        return tf.function(answer, autograph=False).get_concrete_function(**self.signature())
 
-    def read(self, inputs):
-        """Text -> ids [B, S] and lengths [B], S at least 1."""
+    def signature(self):
+        """What `function()` and the SavedModel take, tensor specifications by name.
+
+        `text` [B]; or without a source tokenizer `tokens` [B, S]; or for a model of features `features` [B, S, F] and
+        `source_mask` [B, S].
+        """
         import tensorflow as tf
 
-        if self.source_tokenizer is None:
-            ids = inputs
+        if self.source_tokenizer is not None:
+            return {"text": tf.TensorSpec([None], tf.string, "text")}
+        if self.source_width is None:
+            return {"tokens": tf.TensorSpec([None, None], tf.int32, "tokens")}
+        return {
+            "features": tf.TensorSpec([None, None, self.source_width], tf.float32, "features"),
+            "source_mask": tf.TensorSpec([None, None], tf.bool, "source_mask"),
+        }
+
+    def _source(self):
+        """Specifications of what the model's `encode` takes."""
+        import tensorflow as tf
+
+        if self.source_width is None:
+            return {"source": tf.TensorSpec([None, None], tf.int32)}
+        signature = self.signature()
+        return {"source": signature["features"], "source_mask": signature["source_mask"]}
+
+    def read(self, text=None, tokens=None, features=None, source_mask=None):
+        """Inputs -> x for `encode`, cut behind the last real position (S at least 1), and lengths [B]."""
+        import tensorflow as tf
+
+        if features is not None:
+            x, real = {"source": features, "source_mask": source_mask}, source_mask
+            tf.debugging.assert_all_finite(
+                tf.where(real[:, :, None], features, 0.0), "Features must be finite numbers."
+            )
         else:
-            ids = self.source_tokenizer.tokenize(inputs).to_tensor(PAD)
-        ids = tf.pad(ids, [[0, 0], [0, tf.maximum(1 - tf.shape(ids)[1], 0)]])
-        real = ids != PAD
-        lengths = tf.reduce_max(tf.where(real, tf.range(1, tf.shape(ids)[1] + 1), 0), axis=1)
+            ids = tokens if text is None else self.source_tokenizer.tokenize(text).to_tensor(PAD)
+            x, real = {"source": ids}, ids != PAD
+        columns = tf.shape(real)[1]
+        lengths = tf.reduce_max(tf.pad(tf.where(real, tf.range(1, columns + 1), 0), [[0, 0], [0, 1]]), axis=1)
         longest = self.options.max_source_length
         check = tf.debugging.Assert(
             tf.reduce_all(lengths <= longest),
@@ -197,8 +227,9 @@ class Pipeline:
             ],
         )
         with tf.control_dependencies([check] if check is not None else []):
-            ids = tf.identity(ids[:, : tf.maximum(tf.reduce_max(lengths), 1)])
-        return ids, lengths
+            width = tf.maximum(tf.reduce_max(lengths), 1)
+            missing = tf.maximum(1 - columns, 0)
+            return {name: _padded(part, 0, missing)[:, :width] for name, part in x.items()}, lengths
 
     def limits(self, lengths):
         """Steps at most for each row, from its own source length [B]; none for an empty source."""
@@ -208,23 +239,24 @@ class Pipeline:
         limits = tf.minimum(tf.cast(limits, tf.int32) + self.options.length_offset, self.options.max_length)
         return tf.where(lengths > 0, limits, 0)
 
-    def _decode_in_buckets(self, compiled, ids, limits):
+    def _decode_in_buckets(self, compiled, x, limits):
         """Pads batch, source and buffers to a few sizes, so that few programs are compiled, and cuts the results."""
         import tensorflow as tf
 
-        rows, length = tf.shape(ids)[0], tf.shape(ids)[1]
+        rows, length = tf.shape(x["source"])[0], tf.shape(x["source"])[1]
         more_rows = _power_of_two(rows) - rows
-        ids = tf.pad(ids, [[0, more_rows], [0, _multiple(length) - length]])
+        more_columns = tf.minimum(_multiple(length), self.options.max_source_length) - length
+        x = {name: _padded(part, more_rows, more_columns) for name, part in x.items()}
         limits = tf.pad(limits, [[0, more_rows]])
-        hypotheses = compiled(ids, limits, tf.zeros([_multiple(tf.maximum(tf.reduce_max(limits), 1))], tf.int32))
+        hypotheses = compiled(x, limits, tf.zeros([_multiple(tf.maximum(tf.reduce_max(limits), 1))], tf.int32))
         hypotheses = hypotheses._replace(
-            **{name: x[:rows] for name, x in hypotheses._asdict().items() if x is not None}
+            **{name: part[:rows] for name, part in hypotheses._asdict().items() if part is not None}
         )
         if hypotheses.attention is None:
             return hypotheses
         return hypotheses._replace(attention=hypotheses.attention[..., :length])
 
-    def write(self, ids, lengths, hypotheses):
+    def write(self, x, lengths, hypotheses):
         """Ids -> text: the outputs, [B, R, ...], cut to the longest answer."""
         import tensorflow as tf
 
@@ -242,7 +274,7 @@ class Pipeline:
         if hypotheses.attention is not None:
             outputs["attention"] = tf.pad(hypotheses.attention, [[0, 0], [0, 0], [0, 1], [0, 0]])[:, :, :steps]
         if self.source_tokenizer is not None:
-            outputs["source_pieces"] = self.source_tokenizer.pieces(ids)
+            outputs["source_pieces"] = self.source_tokenizer.pieces(x["source"])
         if self.target_tokenizer is not None:
             outputs["target_pieces"] = self.target_tokenizer.pieces(target_ids)
             text = self.target_tokenizer.detokenize(tf.reshape(target_ids, [-1, steps]))
@@ -250,13 +282,15 @@ class Pipeline:
         return outputs
 
     def check_inputs(self, inputs):
-        """Inputs as a list of bytes, or of arrays of ids; one sentence for anything that the model does not accept.
+        """Inputs as a list of bytes, or of arrays; one sentence for anything that the model does not accept.
 
         Raises:
-            TypeError, ValueError: no list of texts (of ids), a text that is too long, an unknown id.
+            TypeError, ValueError: no list of texts (of ids, of features), a text that is too long, an unknown id, a
+                feature that is not finite.
         """
         if self.source_tokenizer is None:
-            return [self._check_ids(number, row) for number, row in enumerate(inputs)]
+            check = self._check_ids if self.source_width is None else self._check_features
+            return [check(number, row) for number, row in enumerate(inputs)]
         if isinstance(inputs, (str, bytes)):
             raise TypeError("Pipeline expects a list of texts. Received one text: write pipeline([text]).")
         texts = []
@@ -280,12 +314,31 @@ class Pipeline:
             raise ValueError(f"This model knows the ids 0 to {known - 1}. Received: input {number} has {ids.tolist()}")
         real = np.flatnonzero(ids != PAD)
         ids = ids[: real[-1] + 1] if len(real) else ids[:0]
-        if len(ids) > self.options.max_source_length:
-            raise ValueError(
-                f"This model accepts at most {self.options.max_source_length} ids. Received: input {number} has "
-                f"{len(ids)}; shorten or split it."
-            )
+        self._check_length(number, ids, "ids")
         return ids.astype("int32")
+
+    def _check_features(self, number, row):
+        """Features [S, F] of one row."""
+        features = np.asarray(row)
+        if features.ndim != 2 or features.shape[1] != self.source_width or features.dtype.kind not in "fiu":
+            raise TypeError(
+                f"This model reads features: it expects arrays of numbers [length, {self.source_width}]. "
+                f"Received: input {number} is {features.dtype} of shape {features.shape}."
+            )
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if len(bad):
+            raise ValueError(
+                f"Features must be finite numbers. Received: input {number} has NaN or infinity at position {bad[0]}."
+            )
+        self._check_length(number, features, "positions")
+        return features.astype("float32")
+
+    def _check_length(self, number, row, what):
+        if len(row) > self.options.max_source_length:
+            raise ValueError(
+                f"This model accepts at most {self.options.max_source_length} {what}. Received: input {number} has "
+                f"{len(row)}; shorten or split it."
+            )
 
     def _check_lengths(self, texts):
         longest = self.options.max_source_length
@@ -300,14 +353,22 @@ class Pipeline:
                     )
 
     def _batch(self, rows):
+        """Rows that `check_inputs` returned, as tensors by the names of `signature`."""
         import tensorflow as tf
 
         if self.source_tokenizer is not None:
-            return tf.constant(rows)
-        ids = np.full((len(rows), max(1, max(map(len, rows)))), PAD, "int32")
+            return {"text": tf.constant(rows)}
+        lengths = np.array([len(row) for row in rows])
+        shape = (len(rows), max(1, *lengths))
+        if self.source_width is None:
+            source = np.full(shape, PAD, "int32")
+        else:
+            source = np.zeros((*shape, self.source_width), "float32")
         for place, row in enumerate(rows):
-            ids[place, : len(row)] = row
-        return tf.constant(ids)
+            source[place, : len(row)] = row
+        if self.source_width is None:
+            return {"tokens": tf.constant(source)}
+        return {"features": tf.constant(source), "source_mask": tf.constant(np.arange(shape[1]) < lengths[:, None])}
 
     # Files
 
@@ -408,6 +469,18 @@ def _result(outputs, row, num_return):
 
 def _text(value):
     return value.decode("utf-8", "replace")
+
+
+def _within(options, longest):
+    """Options that hold a model's own longest source, where it has one."""
+    return options if longest is None else replace(options, max_source_length=min(options.max_source_length, longest))
+
+
+def _padded(x, rows, columns):
+    """x [B, S, ...] with more rows and columns of zeros."""
+    import tensorflow as tf
+
+    return tf.pad(x, [[0, rows], [0, columns]] + [[0, 0]] * (len(x.shape) - 2))
 
 
 def _multiple(length):

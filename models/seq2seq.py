@@ -1,35 +1,72 @@
-"""RNN sequence-to-sequence with attention (Bahdanau et al. 2015), or without it."""
+"""RNN sequence-to-sequence: with attention (Bahdanau et al. 2015, Luong et al. 2015), or without it."""
 
 import keras
 from keras import ops
 
-from keras_attention import AdditiveAttention, AttentiveRNN, DotProductAttention, ScaledDotProductAttention
+from keras_attention import (
+    AdditiveAttention,
+    AttentiveRNN,
+    ConcatAttention,
+    CosineAttention,
+    DotProductAttention,
+    GeneralAttention,
+    LocationAttention,
+    ScaledDotProductAttention,
+)
+from keras_attention.masks import zero_masked
 
+from .token_model import TokenModel
 from .tokenizers import PAD, START
+
+# What the names mean, for a width of states and memory, a longest source and a dtype policy.
+ATTENTIONS = {
+    "additive": lambda units, longest, policy: AdditiveAttention(units, dtype=policy),
+    "dot": lambda units, longest, policy: DotProductAttention(dtype=policy),
+    "scaled_dot": lambda units, longest, policy: ScaledDotProductAttention(dtype=policy),
+    "general": lambda units, longest, policy: GeneralAttention(dtype=policy),
+    "concat": lambda units, longest, policy: ConcatAttention(units, dtype=policy),
+    "cosine": lambda units, longest, policy: CosineAttention(dtype=policy),
+    "location": lambda units, longest, policy: LocationAttention(longest, dtype=policy),
+}
+RNNS = {"simple_rnn": keras.layers.SimpleRNN, "gru": keras.layers.GRU, "lstm": keras.layers.LSTM}
+CONTEXTS = ("every_step", "first_state")
 
 
 @keras.saving.register_keras_serializable(package="keras_attention")
-class Seq2Seq(keras.Model):
-    """A bidirectional GRU encoder and a GRU decoder that attends to it: ids in, logits out.
+class Seq2Seq(TokenModel):
+    """An RNN encoder and an RNN decoder that attends to it: ids (or features) in, logits out.
 
-    Train it with plain Keras on x = {"source": [B, S], "target": [B, T], START first} and y = [B, T], the target one
-    step on. PAD = 0 is masked in source and target. Generate with `Pipeline(model)` or the functions of
-    `keras_attention.models.decoding`, which use `encode`, `initial_state` and `step`.
+    Train it with plain Keras on x = {"source": [B, S] ids or [B, S, F] features, "target": [B, T], START first} and
+    y = [B, T], the target one step on. PAD = 0 is masked in source ids and target; features come with "source_mask"
+    [B, S]. Generate with `Pipeline(model)` or the functions of `keras_attention.models.decoding`, which use `encode`,
+    `initial_state` and `step`.
 
     Args:
-        source_vocabulary: number of source ids.
+        source_vocabulary: number of source ids; None for features, and then `source_width` is their F.
         target_vocabulary: V, number of target ids.
-        units: U, width of the decoder's state and of the memory (each direction of the encoder gives half of it).
+        units: U, width of the decoder's state and of the memory (of a bidirectional encoder, each direction gives
+            half of it).
         embedding_width: E, width of both embeddings; `units` when None.
-        encoder_layers: number of bidirectional layers.
-        attention: "additive", "dot", "scaled_dot", any `keras_attention.Attention` layer, or None. None is the fixed
-            context network: the encoder's last states make the decoder's first state and enter at every step.
+        encoder_layers, decoder_layers: number of recurrent layers.
+        cell: "simple_rnn", "gru" or "lstm", of encoder and decoder.
+        bidirectional: whether the encoder reads in both directions.
+        attention: "additive", "dot", "scaled_dot", "general", "concat", "cosine", "location" (which needs
+            `max_source_length`), any `keras_attention.Attention` layer, or None for a fixed context: the encoder's
+            last states.
+        order: "bahdanau" (attend, then recur) or "luong" (recur, then attend, with input feeding).
+        context: without attention, where the fixed context enters: at "every_step" and in the decoder's first state
+            (Cho et al. 2014), or in the "first_state" alone (Sutskever et al. 2014).
         dropout: share dropped of embeddings, memory and readout in training.
         tie_embeddings: the output layer uses the target embeddings' matrix (Press and Wolf 2017); the readout then has
             the embeddings' width.
+        source_width: F, where the source is features; they enter the encoder as they are, or through
+            `source_embedding`.
+        max_source_length: longest source, in positions; needed by location-based attention only.
+        source_embedding, target_embedding: any Keras layer in place of the embeddings, [B, S] -> [B, S, E] and
+            [B, T] -> [B, T, E], each position by itself in the target.
 
     Call arguments:
-        x: a dict of "source" ids [B, S], "target" ids [B, T] and, optionally, "source_mask" [B, S].
+        x: a dict of "source", "target" ids [B, T] and, optionally, "source_mask" [B, S].
         return_attention_scores: also return the weights.
 
     Returns:
@@ -43,8 +80,10 @@ class Seq2Seq(keras.Model):
     >>> tuple(logits.shape), tuple(weights.shape)
     ((1, 2, 13), (1, 2, 3))
 
-    Reference:
-        Bahdanau, Cho, Bengio 2015, https://arxiv.org/abs/1409.0473; Cho et al. 2014, https://arxiv.org/abs/1406.1078.
+    References:
+        Bahdanau, Cho, Bengio 2015, https://arxiv.org/abs/1409.0473; Luong, Pham, Manning 2015,
+        https://arxiv.org/abs/1508.04025; Cho et al. 2014, https://arxiv.org/abs/1406.1078; Sutskever, Vinyals, Le
+        2014, https://arxiv.org/abs/1409.3215.
     """
 
     def __init__(
@@ -54,73 +93,96 @@ class Seq2Seq(keras.Model):
         units=256,
         embedding_width=None,
         encoder_layers=1,
+        decoder_layers=1,
+        cell="gru",
+        bidirectional=True,
         attention="additive",
+        order="bahdanau",
+        context="every_step",
         dropout=0.0,
         tie_embeddings=True,
+        source_width=None,
+        max_source_length=None,
+        source_embedding=None,
+        target_embedding=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if units % 2 or units < 2:
-            raise ValueError(f"Seq2Seq expects an even number of units (half a direction). Received: units={units}")
+        _check_arguments(units, bidirectional, cell, context, source_vocabulary, source_width)
         self.source_vocabulary = source_vocabulary
         self.target_vocabulary = target_vocabulary
         self.units = units
         self.embedding_width = embedding_width or units
         self.encoder_layers = encoder_layers
+        self.decoder_layers = decoder_layers
+        self.cell = cell
+        self.bidirectional = bidirectional
+        self.order = order
+        self.context = context
         self.dropout = dropout
         self.tie_embeddings = tie_embeddings
+        self.source_width = source_width
+        self.max_source_length = max_source_length
+        self._given = (source_embedding is not None, target_embedding is not None)
         policy = {"dtype": self.dtype_policy}
-        self.source_embedding = keras.layers.Embedding(
-            source_vocabulary, self.embedding_width, name="source_embedding", **policy
-        )
-        self.target_embedding = keras.layers.Embedding(
+        if source_embedding is None and source_vocabulary is not None:
+            source_embedding = keras.layers.Embedding(
+                source_vocabulary, self.embedding_width, name="source_embedding", **policy
+            )
+        self.source_embedding = source_embedding  # None where features enter the encoder as they are
+        self.target_embedding = target_embedding or keras.layers.Embedding(
             target_vocabulary, self.embedding_width, name="target_embedding", **policy
         )
-        self.encoders = [
-            keras.layers.Bidirectional(
-                # cuDNN's kernel asks for right-padded rows, none of them empty, and would bind an export to a GPU.
-                keras.layers.GRU(units // 2, return_sequences=True, return_state=True, use_cudnn=False, **policy),
-                name=f"encoder_{number}",
-                **policy,
-            )
-            for number in range(encoder_layers)
-        ]
-        self.bridge = keras.layers.Dense(units, activation="tanh", name="bridge", **policy)
-        self.decoder = AttentiveRNN(
+        self.encoders = [self._encoder(number) for number in range(encoder_layers)]
+        attention = _attention_layer(attention, units, max_source_length, self.dtype_policy)
+        decoder = AttentiveRNN(
             units,
-            attention=_attention_layer(attention, units, self.dtype_policy),
+            attention=attention,
             readout_units=self.embedding_width if tie_embeddings else units,
+            cell=cell,
+            layers=decoder_layers,
+            order=order,
             name="decoder",
             **policy,
         )
+        self.bridge = keras.layers.Dense(decoder.state_width, activation="tanh", name="bridge", **policy)
+        self.decoder = decoder
         self.dropout_layer = keras.layers.Dropout(dropout, **policy)
         if not tie_embeddings:
             self.output_layer = keras.layers.Dense(target_vocabulary, name="output", **policy)
-        self.build({"source": (None, None), "target": (None, None)})
+        self.build()
+
+    def _encoder(self, number):
+        units = self.units // 2 if self.bidirectional else self.units
+        options = {"return_sequences": True, "return_state": True, "dtype": self.dtype_policy}
+        if self.cell != "simple_rnn":
+            # cuDNN's kernel asks for right-padded rows, none of them empty, and would bind an export to a GPU.
+            options["use_cudnn"] = False
+        if not self.bidirectional:
+            return RNNS[self.cell](units, name=f"encoder_{number}", **options)
+        layer = RNNS[self.cell](units, **options)
+        return keras.layers.Bidirectional(layer, name=f"encoder_{number}", dtype=self.dtype_policy)
 
     def build(self, input_shape=None):
         if self.built:
             return
-        width, memory = (None, None, self.embedding_width), (None, None, self.units)
-        self.source_embedding.build((None, None))
-        self.target_embedding.build((None, None))
+        width = (None, None, self.source_width)
+        if self.source_embedding is not None:
+            width = _built_shape(self.source_embedding, width if self.source_vocabulary is None else (None, None))
+        memory = (None, None, self.units)
+        embedded = _built_shape(self.target_embedding, (None, None))
         for number, encoder in enumerate(self.encoders):
             encoder.build(memory if number else width)
         self.bridge.build((None, self.units))
-        self.decoder.build(width, (None, self.units) if self.decoder.attention is None else memory)
+        if self.decoder.attention is None:
+            memory = (None, self.units) if self.context == "every_step" else None
+        self.decoder.build(embedded, memory)
         if self.tie_embeddings:
+            _check_tied(self.target_embedding, (self.target_vocabulary, self.embedding_width))
             self.output_bias = self.add_weight(name="output_bias", shape=(self.target_vocabulary,), initializer="zeros")
         else:
             self.output_layer.build((None, None, self.units))
         self.built = True
-
-    # Fit: call = logits(features).
-
-    def call(self, x, return_attention_scores=False, training=None):
-        if not return_attention_scores:
-            return self.logits(self.features(x, training=training))
-        features, weights = self.features(x, return_attention_scores=True, training=training)
-        return self.logits(features), weights
 
     def features(self, x, return_attention_scores=False, training=None):
         """Readouts [B, T, D], what `logits` takes; with `return_attention_scores`, also the weights [B, T, S]."""
@@ -140,25 +202,37 @@ class Seq2Seq(keras.Model):
             return self.dropout_layer(features, training=training)
         return self.dropout_layer(features[0], training=training), features[1]
 
-    def logits(self, features):
-        """Logits [..., V] of features [..., D]."""
-        if not self.tie_embeddings:
-            return self.output_layer(features)
-        matrix = ops.cast(self.target_embedding.embeddings, features.dtype)
-        return ops.matmul(features, ops.transpose(matrix)) + ops.cast(self.output_bias, features.dtype)
+    def output_weights(self):
+        if self.tie_embeddings:
+            return self.target_embedding.embeddings, self.output_bias
+        return ops.transpose(self.output_layer.kernel), self.output_layer.bias
 
     def _encode(self, x, training=None):
-        """Memory [B, S, U] (without attention [B, U]), its mask [B, S] (None) and the last states [B, U]."""
-        source = ops.convert_to_tensor(x["source"])
-        mask = source != PAD
-        if x.get("source_mask") is not None:
-            mask = ops.logical_and(mask, ops.cast(x["source_mask"], "bool"))
-        states = self.dropout_layer(self.source_embedding(source), training=training)
+        """Memory [B, S, U] (of a fixed context [B, U] or None), its mask [B, S] (None) and the last states [B, U]."""
+        states, mask = self._read_source(x, training)
         for encoder in self.encoders:
-            states, forward, backward = encoder(states, mask=mask)
+            states, *last = encoder(states, mask=mask)
             states = self.dropout_layer(states, training=training)
-        summary = ops.concatenate([forward, backward], axis=-1)
-        return (states, mask, summary) if self.decoder.attention is not None else (summary, None, summary)
+        hidden = last[:: 2 if self.cell == "lstm" else 1]  # of each direction
+        summary = hidden[0] if len(hidden) == 1 else ops.concatenate(hidden, axis=-1)
+        if self.decoder.attention is not None:
+            return states, mask, summary
+        return (summary if self.context == "every_step" else None), None, summary
+
+    def _read_source(self, x, training):
+        """Embedded source [B, S, E] (or features [B, S, F]) and its mask [B, S]."""
+        source = ops.convert_to_tensor(x["source"])
+        _check_source(source, self.source_vocabulary, self.source_width)
+        mask = None if x.get("source_mask") is None else ops.cast(x["source_mask"], "bool")
+        if self.source_vocabulary is not None:
+            real = source != PAD
+            mask = real if mask is None else ops.logical_and(real, mask)
+        else:
+            mask = ops.ones(ops.shape(source)[:2], dtype="bool") if mask is None else mask
+            source = ops.cast(zero_masked(source, mask), self.compute_dtype)
+        if self.source_embedding is not None:
+            source = self.source_embedding(source)
+        return self.dropout_layer(source, training=training), mask
 
     # Generation: the three verbs that decoding.py knows.
 
@@ -166,52 +240,49 @@ class Seq2Seq(keras.Model):
         """What stays constant while decoding, axis B: projected keys, values and mask of the source, first state.
 
         Args:
-            x: a dict with "source" ids [B, S] and, optionally, "source_mask" [B, S].
+            x: a dict with "source", ids [B, S] or features [B, S, F], and, optionally, "source_mask" [B, S].
         """
         _check_input(x, ("source",))
         memory, mask, summary = self._encode(x, training=False)
-        return {**self.decoder.prepare(memory, mask), "first_state": self.bridge(summary)}
+        return {**self.decoder.prepare(memory, mask), "first_state": self.decoder.begin(self.bridge(summary))}
 
     def initial_state(self, memory, max_length=None, beam_width=1):
-        """The first tokens [N] and the state of N = B*W hypotheses; a GRU needs no buffer of max_length."""
+        """The first tokens [N] and the state of N = B*W hypotheses; an RNN needs no buffer of max_length."""
         state = ops.repeat(memory["first_state"], beam_width, axis=0)
         tokens = ops.full((ops.shape(state)[0],), START, dtype="int32")
         return tokens, {"hidden": state}
 
     def step(self, tokens, position, memory, state):
         """Logits [N, V], new state and attention [N, S] (or None) after tokens [N]; position is not needed."""
-        features, hidden, attention = self.decoder.step(self.target_embedding(tokens), state["hidden"], memory)
+        embedded = self.target_embedding(tokens[:, None])[:, 0]
+        features, hidden, attention = self.decoder.step(embedded, state["hidden"], memory)
         return self.logits(features), {"hidden": hidden}, attention
 
     def get_config(self):
-        attention = self.decoder.attention
+        names = ("units", "embedding_width", "encoder_layers", "decoder_layers", "cell", "bidirectional", "order")
+        names += ("context", "dropout", "tie_embeddings", "source_width", "max_source_length")
+        names += ("source_vocabulary", "target_vocabulary")
+        layers = {
+            "attention": self.decoder.attention,
+            "source_embedding": self.source_embedding if self._given[0] else None,
+            "target_embedding": self.target_embedding if self._given[1] else None,
+        }
         return {
             **super().get_config(),
-            "source_vocabulary": self.source_vocabulary,
-            "target_vocabulary": self.target_vocabulary,
-            "units": self.units,
-            "embedding_width": self.embedding_width,
-            "encoder_layers": self.encoder_layers,
-            "attention": None if attention is None else keras.saving.serialize_keras_object(attention),
-            "dropout": self.dropout,
-            "tie_embeddings": self.tie_embeddings,
+            **{name: getattr(self, name) for name in names},
+            **{k: None if layer is None else keras.saving.serialize_keras_object(layer) for k, layer in layers.items()},
         }
 
     @classmethod
     def from_config(cls, config):
-        if isinstance(config.get("attention"), dict):
-            config = {**config, "attention": keras.saving.deserialize_keras_object(config["attention"])}
+        config = dict(config)
+        for name in ("attention", "source_embedding", "target_embedding"):
+            if isinstance(config.get(name), dict):
+                config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
 
 
-ATTENTIONS = {
-    "additive": lambda units, policy: AdditiveAttention(units, dtype=policy),
-    "dot": lambda units, policy: DotProductAttention(dtype=policy),
-    "scaled_dot": lambda units, policy: ScaledDotProductAttention(dtype=policy),
-}
-
-
-def _attention_layer(attention, units, policy):
+def _attention_layer(attention, units, longest, policy):
     """The layer that a name stands for; layers and None stay."""
     if not isinstance(attention, str):
         return attention
@@ -220,7 +291,41 @@ def _attention_layer(attention, units, policy):
             f"Seq2Seq expects attention to be one of {', '.join(ATTENTIONS)}, a layer or None. "
             f"Received: attention={attention!r}"
         )
-    return ATTENTIONS[attention](units, policy)
+    if attention == "location" and longest is None:
+        raise ValueError("Seq2Seq expects max_source_length for attention='location': one weight for each position.")
+    return ATTENTIONS[attention](units, longest, policy)
+
+
+def _built_shape(layer, shape):
+    """Builds an embedding where needed and returns what it makes of a shape."""
+    if not layer.built:
+        layer.build(shape)
+    return tuple(layer.compute_output_shape(shape))
+
+
+def _check_arguments(units, bidirectional, cell, context, source_vocabulary, source_width):
+    if units < 1 or bidirectional and units % 2:
+        raise ValueError(
+            "Seq2Seq expects an even number of units, half for each direction of a bidirectional encoder. "
+            f"Received: units={units}"
+        )
+    for name, value, known in (("cell", cell, RNNS), ("context", context, CONTEXTS)):
+        if value not in known:
+            raise ValueError(f"Seq2Seq expects {name} to be one of {', '.join(known)}. Received: {name}={value!r}")
+    if (source_vocabulary is None) == (source_width is None):
+        raise ValueError(
+            "Seq2Seq expects source_vocabulary for ids, or source_vocabulary=None and source_width=F for features "
+            f"[B, S, F]. Received: source_vocabulary={source_vocabulary}, source_width={source_width}"
+        )
+
+
+def _check_tied(embedding, shape):
+    found = getattr(embedding, "embeddings", None)
+    if found is None or tuple(found.shape) != shape:
+        raise ValueError(
+            f"tie_embeddings=True needs a target_embedding with a matrix `embeddings` of shape {shape}; "
+            f"received {embedding.name!r} with {None if found is None else tuple(found.shape)}. Set tie_embeddings=False."
+        )
 
 
 def _check_input(x, names):
@@ -228,3 +333,12 @@ def _check_input(x, names):
     if missing:
         given = sorted(x) if isinstance(x, dict) else type(x).__name__
         raise ValueError(f"Seq2Seq expects x to be a dict with {' and '.join(names)}. Received: {given}")
+
+
+def _check_source(source, vocabulary, width):
+    if vocabulary is not None and len(source.shape) != 2:
+        raise ValueError(f"Seq2Seq expects source ids [B, S]. Received: source.shape={tuple(source.shape)}")
+    if vocabulary is None and (len(source.shape) != 3 or source.shape[-1] != width):
+        raise ValueError(
+            f"Seq2Seq expects source features [B, S, {width}]. Received: source.shape={tuple(source.shape)}"
+        )

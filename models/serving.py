@@ -1,6 +1,7 @@
 """One SavedModel: text in, text and attention weights out, with nothing of ours needed to run it.
 
-Signatures, all with the same input (`text` [B], or `tokens` [B, S] padded with 0):
+Signatures, all with the same input (`text` [B], or `tokens` [B, S] padded with 0, or `features` [B, S, F] with
+`source_mask` [B, S], whose features must be finite):
     serving_default  the best answer, a plain graph without any XLA op (TensorFlow Serving switches XLA off)
     serving_xla      the same, its decode loop compiled by XLA
     serving_nbest    the W best answers: every output has an axis W behind B
@@ -51,7 +52,6 @@ def _module(pipeline):
     import tensorflow as tf
 
     width = pipeline.options.beam_width
-    name = "tokens" if pipeline.source_tokenizer is None else "text"
     module = tf.Module()
     # The variables themselves, not Keras's wrappers: session loaders, so TensorFlow Serving, find no others.
     module.model_variables = [variable.value for variable in pipeline.model.variables]
@@ -65,12 +65,8 @@ def _module(pipeline):
         "serving_xla": _best(pipeline.function(width, 1, jit_compile=True)),
         "serving_nbest": _all(pipeline.function(width, width)),
     }
-    if name == "text":
-        specification = {name: tf.TensorSpec([None], tf.string, name=name)}
-    else:
-        specification = {name: tf.TensorSpec([None, None], tf.int32, name=name)}
     signatures = {
-        key: tf.function(call, autograph=False).get_concrete_function(**specification)
+        key: tf.function(call, autograph=False).get_concrete_function(**pipeline.signature())
         for key, call in functions.items()
     }
     return module, signatures
@@ -80,8 +76,7 @@ def _best(answer):
     """Outputs of the best hypothesis only."""
 
     def call(**inputs):
-        (value,) = inputs.values()
-        outputs = answer(value)
+        outputs = answer(**inputs)
         return {
             name: output if name in PER_SOURCE else output[:, 0]
             for name, output in outputs.items()
@@ -93,7 +88,6 @@ def _best(answer):
 
 def _all(answer):
     def call(**inputs):
-        (value,) = inputs.values()
-        return {name: output for name, output in answer(value).items() if name not in INTERNAL}
+        return {name: output for name, output in answer(**inputs).items() if name not in INTERNAL}
 
     return call

@@ -41,6 +41,7 @@ def gradients(function, inputs, weights=()):
             tape.watch(tensors)
             value = function(*tensors)
         found = tape.gradient(value, [*tensors, *(w.value for w in weights)])
+        found = [tf.convert_to_tensor(x) if isinstance(x, tf.IndexedSlices) else x for x in found]
     elif backend == "jax":
         import jax
 

@@ -3,9 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from helpers import gradients, to_numpy
 from keras import ops
 
 from keras_attention.training import losses
+from keras_attention.training.losses import MaskedCrossEntropy, blockwise_cross_entropy, token_losses
 
 TARGETS = np.array([[4, 2, 6, 0, 0], [1, 5, 3, 2, 6], [3, 0, 0, 0, 0]], "int32")
 LOGITS = np.random.default_rng(11).normal(0, 3, (3, 5, 7)).astype("float32")
@@ -186,3 +188,87 @@ def test_fit_learns_and_a_saved_model_keeps_the_loss(tmp_path):
     assert type(loaded.loss) is losses.MaskedCrossEntropy
     assert loaded.loss.label_smoothing == 0.1
     assert loaded.evaluate(TARGETS, TARGETS, verbose=0) == pytest.approx(after, rel=1e-6)
+
+
+# Block by block: the numbers of the plain loss without the logits.
+
+BLOCKS = [(0.0, 16), (0.1, 16), (0.1, 512)]
+
+
+def block_case(dtype="float32"):
+    generator = np.random.default_rng(5)
+    features, matrix = generator.normal(size=(7, 11, 13)), generator.normal(size=(29, 13))
+    y_true = generator.integers(1, 29, (7, 11)).astype("int32")
+    y_true[:, 8:], y_true[3] = 0, 0
+    arrays = [array.astype(dtype) for array in (features, matrix, generator.normal(size=29))]
+    return arrays, y_true, generator.random((7, 11)).astype("float32")
+
+
+def plain(features, matrix, bias):
+    return ops.matmul(features, ops.transpose(matrix)) + bias
+
+
+@pytest.mark.parametrize(("smoothing", "block"), BLOCKS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_blockwise_values_and_gradients_equal_the_plain_loss(smoothing, block, weighted):
+    arrays, y_true, sample_weight = block_case()
+    sample_weight = sample_weight if weighted else None
+    loss, labels = MaskedCrossEntropy(smoothing), ops.convert_to_tensor(y_true)
+
+    def whole(*x):
+        return loss(labels, plain(*x), sample_weight)
+
+    def by_blocks(*x):
+        return blockwise_cross_entropy(*x, labels, sample_weight, smoothing, block=block)[0]
+
+    tensors = [ops.convert_to_tensor(x) for x in arrays]
+    np.testing.assert_allclose(float(by_blocks(*tensors)), float(whole(*tensors)), rtol=1e-6)
+    value, _ = blockwise_cross_entropy(*tensors, labels, sample_weight, smoothing, block=block, training=False)
+    np.testing.assert_allclose(float(value), float(whole(*tensors)), rtol=1e-6)
+    for one, two in zip(gradients(by_blocks, arrays), gradients(whole, arrays), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_blockwise_statistics_equal_those_of_the_logits():
+    arrays, y_true, _ = block_case()
+    tensors, labels = [ops.convert_to_tensor(x) for x in arrays], ops.convert_to_tensor(y_true)
+    _, statistics = blockwise_cross_entropy(*tensors, labels, label_smoothing=0.1, block=16)
+    logits = plain(*tensors)
+    np.testing.assert_allclose(to_numpy(statistics.nll), to_numpy(token_losses(labels, logits)), atol=1e-5)
+    hits = (to_numpy(logits).argmax(-1) == y_true) & (y_true != 0)
+    np.testing.assert_array_equal(to_numpy(statistics.hits) > 0, hits)
+    assert hits.any()
+
+
+def test_blockwise_ignores_nan_behind_padding():
+    arrays, y_true, _ = block_case()
+    labels = ops.convert_to_tensor(y_true)
+    dirty = [np.where((y_true == 0)[:, :, None], np.nan, arrays[0]).astype("float32"), *arrays[1:]]
+
+    def loss(*x):
+        return blockwise_cross_entropy(*x, labels, block=16)[0]
+
+    for clean_gradient, gradient in zip(gradients(loss, arrays), gradients(loss, dirty), strict=True):
+        np.testing.assert_array_equal(gradient, clean_gradient)
+
+
+def test_blockwise_on_padding_alone_is_zero_with_zero_gradients():
+    arrays, y_true, _ = block_case()
+    labels = ops.convert_to_tensor(y_true * 0)
+
+    def loss(*x):
+        return blockwise_cross_entropy(*x, labels, label_smoothing=0.1, block=16)[0]
+
+    assert float(loss(*[ops.convert_to_tensor(x) for x in arrays])) == 0
+    assert all(np.all(gradient == 0) for gradient in gradients(loss, arrays))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_blockwise_computes_sums_and_softmax_in_float32(dtype):
+    arrays, y_true, _ = block_case()
+    labels = ops.convert_to_tensor(y_true)
+    half = [ops.cast(ops.convert_to_tensor(arrays[0]), dtype), *(ops.convert_to_tensor(x) for x in arrays[1:])]
+    loss, _ = blockwise_cross_entropy(*half, labels, block=16)
+    assert keras.utils.standardize_dtype(loss.dtype) == "float32"
+    expected = MaskedCrossEntropy()(labels, plain(*[ops.convert_to_tensor(x) for x in arrays]))
+    np.testing.assert_allclose(float(loss), float(expected), rtol=0.02)

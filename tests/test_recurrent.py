@@ -20,38 +20,57 @@ ATTENTIONS = {
 }
 
 
+CONFIGURATIONS = [
+    {"name": name, "cell": cell, "layers": layers, "order": order}
+    for name in ("additive", "none", "no memory")
+    for cell, layers in (("gru", 1), ("lstm", 2), ("simple_rnn", 1), ("gru", 2))
+    for order in ("bahdanau", "luong")
+] + [{"name": name} for name in ("dot", "scaled_dot")]
+
+
+def identity(options):
+    return "-".join(str(value).replace(" ", "_") for value in options.values())
+
+
 def make(name="additive", **options):
-    return AttentiveRNN(U, attention=ATTENTIONS[name](), readout_units=R, **options)
+    return AttentiveRNN(U, attention=ATTENTIONS.get(name, lambda: None)(), readout_units=R, **options)
 
 
 def memory_of(name):
-    return MEMORY[:, 0] if name == "none" else MEMORY
+    return {"none": MEMORY[:, 0], "no memory": None}.get(name, MEMORY)
 
 
-def built(name):
-    layer = make(name)
-    layer.build(SEQUENCE.shape, memory_of(name).shape)
+def built(name, **options):
+    layer, memory = make(name, **options), memory_of(name)
+    layer.build(SEQUENCE.shape, None if memory is None else memory.shape)
     return randomize(layer)
 
 
-@pytest.mark.parametrize("name", ATTENTIONS)
-def test_contract(name):
-    check_layer(make(name), {"sequence": SEQUENCE, "memory": memory_of(name), "initial_state": STATE})
+@pytest.mark.parametrize("options", CONFIGURATIONS[::3], ids=identity)
+def test_contract(options):
+    layer, memory = make(**options), memory_of(options["name"])
+    state = random(B, layer.state_width, seed=2)
+    inputs = {"sequence": SEQUENCE, "memory": memory, "initial_state": state}
+    if memory is None:
+        del inputs["memory"], inputs["initial_state"]
+    check_layer(layer, inputs)
 
 
-@pytest.mark.parametrize("name", ATTENTIONS)
-def test_the_loop_equals_its_steps(name):
-    layer, memory = built(name), memory_of(name)
-    mask = None if name == "none" else MASK
-    output, weights = layer(SEQUENCE, memory, STATE, memory_mask=mask, return_attention_scores=True)
-    alone = layer(SEQUENCE, memory, STATE, memory_mask=mask)
+@pytest.mark.parametrize("options", CONFIGURATIONS, ids=identity)
+def test_the_loop_equals_its_steps(options):
+    name = options["name"]
+    layer, memory = built(**options), memory_of(name)
+    start = random(B, layer.state_width, seed=2)
+    mask = MASK if layer.attention is not None else None
+    output, weights = layer(SEQUENCE, memory, start, memory_mask=mask, return_attention_scores=True)
+    alone = layer(SEQUENCE, memory, start, memory_mask=mask)
     np.testing.assert_array_equal(to_numpy(alone), to_numpy(output))
-    prepared = layer.prepare(ops.convert_to_tensor(memory), mask)
-    state = ops.convert_to_tensor(STATE)
+    prepared = layer.prepare(None if memory is None else ops.convert_to_tensor(memory), mask)
+    state = layer.begin(ops.convert_to_tensor(start))
     for t in range(T):
         stepped, state, attention = layer.step(ops.convert_to_tensor(SEQUENCE[:, t]), state, prepared)
         np.testing.assert_allclose(to_numpy(stepped), to_numpy(output)[:, t], atol=1e-5)
-        if name == "none":
+        if layer.attention is None:
             assert attention is None
             assert weights is None
         else:
@@ -78,8 +97,8 @@ def test_numbers_equal_an_oracle():
     layer = built("additive")
     output, weights = layer(SEQUENCE, MEMORY, STATE, memory_mask=MASK, return_attention_scores=True)
     a = layer.attention
-    kernel, recurrent = to_numpy(layer.cell.kernel), to_numpy(layer.cell.recurrent_kernel)
-    bias, recurrent_bias = to_numpy(layer.cell.bias)
+    kernel, recurrent = to_numpy(layer.cells[0].kernel), to_numpy(layer.cells[0].recurrent_kernel)
+    bias, recurrent_bias = to_numpy(layer.cells[0].bias)
     state = STATE.astype("float64")
     for t in range(T):
         q, k = state @ to_numpy(a.query_projection.kernel), MEMORY @ to_numpy(a.key_projection.kernel)
@@ -95,8 +114,31 @@ def test_numbers_equal_an_oracle():
         np.testing.assert_allclose(to_numpy(weights)[:, t], attention, atol=1e-5)
 
 
-def test_masks_of_memory_and_sequence():
-    layer = built("additive")
+def test_luongs_order_equals_an_oracle():
+    """LSTM, two layers, input feeding: Luong et al. 2015, section 3 (equation 5) and 3.3."""
+    layer = built("dot", cell="lstm", layers=2, order="luong")
+    start = random(B, 4 * U, seed=3)
+    output, weights = layer(SEQUENCE, MEMORY, start, memory_mask=MASK, return_attention_scores=True)
+    h, c = [start[:, :U], start[:, 2 * U : 3 * U]], [start[:, U : 2 * U], start[:, 3 * U :]]
+    fed = np.zeros((B, R))
+    for t in range(T):
+        x = np.concatenate([SEQUENCE[:, t], fed], -1)
+        for number, cell in enumerate(layer.cells):
+            kernel, recurrent, bias = (to_numpy(w).astype("float64") for w in cell.weights)
+            i, f, g, o = np.split(x @ kernel + h[number] @ recurrent + bias, 4, axis=-1)
+            c[number] = sigmoid(f) * c[number] + sigmoid(i) * np.tanh(g)
+            x = h[number] = sigmoid(o) * np.tanh(c[number])
+        attention = numpy_softmax(np.einsum("bu,bsu->bs", x, MEMORY), MASK)
+        context = np.einsum("bs,bsm->bm", attention, MEMORY)
+        kernel, bias = (to_numpy(w) for w in layer.readout.weights)
+        fed = np.tanh(np.concatenate([x, context], -1) @ kernel + bias)
+        np.testing.assert_allclose(to_numpy(output)[:, t], fed, atol=1e-5)
+        np.testing.assert_allclose(to_numpy(weights)[:, t], attention, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["bahdanau", "luong"])
+def test_masks_of_memory_and_sequence(order):
+    layer = built("additive", order=order)
     sequence_mask = np.array([[True, True, False], [True, True, True]])
     given = {"memory_mask": MASK, "sequence_mask": sequence_mask}
     output, weights = layer(SEQUENCE, MEMORY, STATE, **given, return_attention_scores=True)
@@ -114,8 +156,9 @@ def test_masks_of_memory_and_sequence():
     assert np.all(found[1][~MASK] == 0)
 
 
-def test_steps_before_the_first_word_hold_the_first_state():
-    layer = built("additive")
+@pytest.mark.parametrize("order", ["bahdanau", "luong"])
+def test_steps_before_the_first_word_hold_the_first_state(order):
+    layer = built("additive", order=order)
     shifted = np.concatenate([np.full((B, 2, E), np.nan, "float32"), SEQUENCE], axis=1)
     mask = np.concatenate([np.zeros((B, 2), bool), np.ones((B, T), bool)], axis=1)
     plain = layer(SEQUENCE, MEMORY, STATE, memory_mask=MASK, return_attention_scores=True)
@@ -160,8 +203,21 @@ def test_without_a_first_state_it_begins_at_zero():
             ValueError,
             "dropout=0. Received.*0.1",
         ),
-        (lambda: make()(SEQUENCE, MEMORY[:, 0]), ValueError, r"memory of 3 axes .*memory.shape=\(2, 11\)"),
-        (lambda: make("none")(SEQUENCE, MEMORY), ValueError, r"memory of 2 axes .*memory.shape=\(2, 5, 11\)"),
+        (
+            lambda: make()(SEQUENCE, MEMORY[:, 0]),
+            ValueError,
+            r"memory \[batch, length, width\].*memory.shape=\(2, 11\)",
+        ),
+        (
+            lambda: make("none")(SEQUENCE, MEMORY),
+            ValueError,
+            r"memory \[batch, width\] or None.*memory.shape=\(2, 5, 11\)",
+        ),
+        (lambda: make()(SEQUENCE, None), ValueError, r"memory \[batch, length, width\].*memory.shape=None"),
+        (lambda: make(cell="lstm")(SEQUENCE, MEMORY, STATE), ValueError, r"\[batch, 22\].*shape=\(2, 11\)"),
+        (lambda: make(cell="rnn"), ValueError, "one of simple_rnn, gru, lstm. Received: cell='rnn'"),
+        (lambda: make(order="keras"), ValueError, "one of bahdanau, luong. Received: order='keras'"),
+        (lambda: make(layers=0), ValueError, "at least 1 layer. Received: layers=0"),
         (lambda: AttentiveRNN(3, attention=DotProductAttention())(SEQUENCE, MEMORY), ValueError, "query width 3, key"),
     ],
 )

@@ -1,7 +1,9 @@
-"""Cross-entropy over the real tokens of a batch of padded sequences.
+"""Cross-entropy over the real tokens of a batch of padded sequences, plain and block by block.
 
-Shapes: B batch, T target length, V vocabulary.
+Shapes: B batch, T target length, D width of the features, V vocabulary, N = B*T tokens.
 """
+
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -61,6 +63,161 @@ def token_losses(y_true, logits, label_smoothing=0.0):
 def weighted_mean(values, weights):
     """The mean of values [B, T] under weights [B, T], a scalar; 0 where all weights are 0."""
     return ops.divide_no_nan(ops.sum(values * weights), ops.sum(weights))
+
+
+class TokenStatistics(NamedTuple):
+    """What the metrics of a step need, one value a token.
+
+    Attributes:
+        nll: [B, T], negative log-likelihoods without label smoothing, 0 at padding.
+        hits: [B, T], 1 where the target is the most probable token, else 0.
+        real: [B, T], 1 for a token, 0 for padding.
+        weights: [B, T], `real` times the sample weights.
+    """
+
+    nll: Any
+    hits: Any
+    real: Any
+    weights: Any
+
+
+def blockwise_cross_entropy(
+    features, matrix, bias, y_true, sample_weight=None, label_smoothing=0.0, block=512, training=True
+):
+    """The loss of logits = features . matrix^T + bias, of which no more exists than a block of tokens at a time.
+
+    The numbers are those of `token_losses` and `weighted_mean` on the whole logits. With `training`, the gradient is
+    made in the same pass: a block's softmax, minus the targets, is at once multiplied into the gradients of features
+    and matrix (three products, where a pass that computes the logits anew has four). Without it the result has no
+    gradient. Products are computed in the features' dtype, the rest in float32.
+
+    Args:
+        features: [B, T, D].
+        matrix: [V, D], the output layer's weights, as an embedding holds them.
+        bias: [V].
+        y_true: integer token ids [B, T], PAD carries no weight.
+        sample_weight: optional, [B], [B, 1] or [B, T].
+        label_smoothing: as in `token_losses`.
+        block: tokens computed at a time.
+        training: whether gradients will be asked for.
+
+    Returns:
+        (loss, TokenStatistics): the weighted mean, a scalar, and what metrics need.
+
+    References:
+        Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models", https://arxiv.org/abs/2411.09009
+        (section 4 computes by blocks what is here; it filters small gradients, which this function does not).
+    """
+    shape, width = ops.shape(y_true), features.shape[-1]
+    weights = token_weights(y_true, sample_weight)
+    features = ops.where((y_true != PAD)[:, :, None], features, ops.zeros_like(features))
+    features = ops.reshape(features, (-1, width))
+    targets, flat_weights = ops.reshape(y_true, (-1,)), ops.reshape(weights, (-1,))
+    count = ops.shape(targets)[0]
+    features, targets, flat_weights = (_whole_blocks(x, count, block) for x in (features, targets, flat_weights))
+    total_weight = ops.sum(flat_weights)
+
+    def forward(features, matrix, bias, with_gradients):
+        losses, nll, hits, gradients = _scan_blocks(
+            features, matrix, bias, targets, flat_weights, label_smoothing, block, with_gradients
+        )
+        loss = ops.divide_no_nan(ops.sum(losses * flat_weights), total_weight)
+        return ops.concatenate([loss[None], nll, hits]), gradients
+
+    @ops.custom_gradient
+    def with_gradient(features, matrix, bias):
+        packed, gradients = forward(features, matrix, bias, True)
+
+        def backward(*args, upstream=None):
+            factor = (args[0] if upstream is None else upstream)[0]
+            factor = ops.divide_no_nan(ops.cast(factor, "float32"), total_weight)
+            return tuple(
+                ops.cast(gradient * factor, x.dtype)
+                for gradient, x in zip(gradients, (features, matrix, bias), strict=True)
+            )
+
+        return packed, backward
+
+    if training:
+        packed = with_gradient(features, ops.convert_to_tensor(matrix), ops.convert_to_tensor(bias))
+    else:
+        packed, _ = forward(features, matrix, bias, False)
+    nll, hits = (ops.reshape(x[:count], shape) for x in ops.split(packed[1:], 2))
+    real = ops.cast(y_true != PAD, "float32")
+    return packed[0], TokenStatistics(nll * real, hits * real, real, weights)
+
+
+def _whole_blocks(x, count, block):
+    """x [N, ...] with zeros behind, so that N is a multiple of the block."""
+    missing = (block - count % block) % block
+    return ops.concatenate([x, ops.zeros((missing, *x.shape[1:]), dtype=x.dtype)])
+
+
+def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, block, with_gradients):
+    """Losses, nll and hits [N] and, of sum(losses * weights), the gradients by features, matrix and bias.
+
+    The loss of a token is lse - (1 - eps) * logit[target] - eps * mean(logits). Only lse needs the whole row; the
+    gradients of the other two terms are added for all tokens at once, as sums over rows of the matrix.
+    """
+    compute_dtype = features.dtype
+    table, biases = ops.cast(matrix, compute_dtype), ops.cast(bias, "float32")
+    in_blocks = [ops.reshape(x, (-1, block, *x.shape[1:])) for x in (features, targets, weights)]
+    blocks, (vocabulary, width) = ops.shape(in_blocks[0])[0], matrix.shape
+
+    def advance(number, statistics, by_features, by_matrix, by_bias):
+        x, target, weight = (ops.take(part, number, axis=0) for part in in_blocks)
+        logits = ops.cast(ops.matmul(x, ops.transpose(table)), "float32") + biases  # [block, V]
+        best = ops.cast(ops.argmax(logits, axis=-1), target.dtype)
+        both = ops.take_along_axis(logits, ops.stack([best, target], axis=-1), axis=-1)
+        exponentials = ops.exp(logits - both[:, :1])
+        normalizer = ops.sum(exponentials, axis=-1)
+        nll = ops.log(normalizer) + both[:, 0] - both[:, 1]
+        found = ops.stack([nll, ops.cast(best == target, "float32"), both[:, 1]])
+        statistics = ops.scatter_update(statistics, [[number]], found[None])
+        if with_gradients:
+            share = (weight / normalizer)[:, None]
+            exponentials = ops.cast(exponentials, compute_dtype)
+            gradient = ops.cast(ops.matmul(exponentials, table), "float32") * share
+            by_features = ops.scatter_update(by_features, [[number]], gradient[None])
+            scaled = ops.cast(ops.cast(x, "float32") * share, compute_dtype)
+            by_matrix = by_matrix + ops.cast(ops.matmul(ops.transpose(exponentials), scaled), "float32")
+            by_bias = by_bias + ops.matmul(ops.transpose(share), ops.cast(exponentials, "float32"))[0]
+        return number + 1, statistics, by_features, by_matrix, by_bias
+
+    rows, columns = (blocks * block, vocabulary) if with_gradients else (0, 0)
+    start = (
+        ops.zeros((), dtype="int32"),
+        ops.zeros((blocks, 3, block)),
+        ops.zeros((rows // block, block, width)),
+        ops.zeros((columns, width)),
+        ops.zeros((columns,)),
+    )
+    _, statistics, *gradients = ops.while_loop(lambda number, *_: number < blocks, advance, start)
+    nll, hits, target_logits = (ops.reshape(x, (-1,)) for x in ops.unstack(statistics, axis=1))
+    mean_row = ops.mean(ops.cast(matrix, "float32"), axis=0)
+    losses = nll
+    if label_smoothing:
+        mean_logits = ops.matmul(ops.cast(features, "float32"), mean_row[:, None])[:, 0] + ops.mean(biases)
+        losses = nll + label_smoothing * (target_logits - mean_logits)
+    if with_gradients:
+        gradients = _add_targets(gradients, features, matrix, mean_row, targets, weights, label_smoothing)
+    return losses, nll, hits, gradients
+
+
+def _add_targets(gradients, features, matrix, mean_row, targets, weights, label_smoothing):
+    """Adds the gradients of -(1 - eps) * logit[target] - eps * mean(logits)."""
+    by_features, by_matrix, by_bias = gradients
+    vocabulary, width = matrix.shape
+    rows = ops.cast(ops.take(matrix, targets, axis=0), "float32")
+    kept = 1.0 - label_smoothing
+    by_features = ops.reshape(by_features, (-1, width)) - weights[:, None] * (kept * rows + label_smoothing * mean_row)
+    weighted = ops.cast(features, "float32") * weights[:, None]
+    by_matrix = by_matrix - kept * ops.segment_sum(weighted, targets, vocabulary)
+    by_bias = by_bias - kept * ops.segment_sum(weights, targets, vocabulary)
+    if label_smoothing:
+        by_matrix = by_matrix - (label_smoothing / vocabulary) * ops.sum(weighted, axis=0)
+        by_bias = by_bias - (label_smoothing / vocabulary) * ops.sum(weights)
+    return by_features, by_matrix, by_bias
 
 
 def check_token_shapes(name, y_true, y_pred):
@@ -128,6 +285,16 @@ class MaskedCrossEntropy(keras.losses.Loss):
         """The mean loss over real tokens, a scalar."""
         losses = self.call(y_true, y_pred)
         return weighted_mean(losses, token_weights(y_true, sample_weight, losses.dtype))
+
+    def from_features(self, features, matrix, bias, y_true, sample_weight=None, training=True):
+        """The same mean loss without the logits, and what metrics need: see `blockwise_cross_entropy`.
+
+        A model of `keras_attention.models` that is compiled with this loss calls it for every step of fit.
+        """
+        y_true = ops.cast(ops.convert_to_tensor(y_true), "int32")
+        return blockwise_cross_entropy(
+            features, matrix, bias, y_true, sample_weight, self.label_smoothing, training=training
+        )
 
     def get_config(self):
         return {"label_smoothing": self.label_smoothing, "name": self.name}

@@ -27,6 +27,8 @@ class WeightedMean(keras.metrics.Metric):
         dtype: The type of its two sums, by default `keras.config.floatx()`.
     """
 
+    statistic = "hits"  # which part of TokenStatistics is averaged
+
     def __init__(self, name, dtype=None):
         super().__init__(name=name, dtype=dtype)
         self.total = self.add_weight(shape=(), initializer="zeros", name="total")
@@ -37,6 +39,10 @@ class WeightedMean(keras.metrics.Metric):
         values, weights = ops.cast(values, self.dtype), ops.cast(weights, self.dtype)
         self.total.assign_add(ops.sum(values * weights))
         self.count.assign_add(ops.sum(weights))
+
+    def add_statistics(self, statistics, weighted=False):
+        """Adds a batch from the TokenStatistics that the loss has found in its own pass."""
+        self.add(getattr(statistics, self.statistic), statistics.weights if weighted else statistics.real)
 
     def result(self):
         return ops.divide_no_nan(ops.convert_to_tensor(self.total), ops.convert_to_tensor(self.count))
@@ -97,6 +103,8 @@ class Perplexity(WeightedMean):
     8.0
     """
 
+    statistic = "nll"
+
     def __init__(self, name="perplexity", dtype=None):
         super().__init__(name=name, dtype=dtype)
 
@@ -147,5 +155,5 @@ class ExactMatch(WeightedMean):
 
     def add(self, values, weights):
         """Adds a batch from its hits, booleans [B, T], and their weights [B, T]."""
-        matches = ops.all(ops.logical_or(values, ops.equal(weights, 0)), axis=-1)
+        matches = ops.all(ops.logical_or(ops.cast(values, "bool"), ops.equal(weights, 0)), axis=-1)
         super().add(matches, ops.max(weights, axis=-1))

@@ -1,0 +1,72 @@
+"""The base of every model that writes tokens: logits = features . matrix^T + bias, and a loss that never needs them."""
+
+import keras
+from keras import ops
+
+
+class _Step:
+    """What one step of fit hands on, from call to compute_loss to compute_metrics; each reader clears it."""
+
+    features = logits = statistics = None
+
+
+class TokenModel(keras.Model):
+    """A Keras model on ids whose logits are a linear map of its features.
+
+    A subclass defines `features(x, return_attention_scores, training)` [B, T, D] and `output_weights()`. Compiled with
+    any Keras loss it is a plain Keras model. Compiled with a loss that has `from_features`, such as
+    `keras_attention.training.losses.MaskedCrossEntropy`, loss, gradients and metrics are computed from the features
+    in blocks of tokens, and the [B, T, V] logits, which then nobody reads, are pruned from the compiled step (on
+    PyTorch, which runs eagerly, they still exist).
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._step = _Step()
+
+    def features(self, x, return_attention_scores=False, training=None):
+        """Features [B, T, D], what `logits` takes; with `return_attention_scores`, also the weights."""
+        raise NotImplementedError(f"{type(self).__name__} must define features(x) -> [B, T, D].")
+
+    def output_weights(self):
+        """The output layer's matrix [V, D] and bias [V]."""
+        raise NotImplementedError(f"{type(self).__name__} must define output_weights() -> matrix [V, D], bias [V].")
+
+    def logits(self, features):
+        """Logits [..., V] of features [..., D]."""
+        matrix, bias = (ops.cast(weights, features.dtype) for weights in self.output_weights())
+        return ops.matmul(features, ops.transpose(matrix)) + bias
+
+    def call(self, x, return_attention_scores=False, training=None):
+        if return_attention_scores:
+            features, weights = self.features(x, return_attention_scores=True, training=training)
+            return self.logits(features), weights
+        features = self.features(x, training=training)
+        logits = self.logits(features)
+        if self.compiled and hasattr(self.loss, "from_features"):
+            self._step.features, self._step.logits = features, logits
+        return logits
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        features, logits, self._step.features, self._step.logits = self._step.features, self._step.logits, None, None
+        if logits is None or logits is not y_pred:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        loss, self._step.statistics = self.loss.from_features(
+            features, *self.output_weights(), y, sample_weight, training=training
+        )
+        return loss + sum(ops.sum(extra) for extra in self.losses) if self.losses else loss
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        statistics, self._step.statistics = self._step.statistics, None
+        compiled = self._compile_metrics
+        if statistics is None or compiled is None:
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+        if not compiled.built:
+            compiled.build(y, y_pred)
+        if not all(hasattr(metric, "add_statistics") for metric in compiled.metrics):
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+        # As in Keras, sample weights are for what was compiled as weighted_metrics.
+        weighted = [id(metric) for metric in keras.tree.flatten(compiled._user_weighted_metrics or [])]
+        for metric in compiled.metrics:
+            metric.add_statistics(statistics, weighted=id(metric) in weighted)
+        return self.get_metrics_result()

@@ -1,0 +1,238 @@
+"""Every score, cell and order, and sources of features: what holds for one decoder holds for all of them."""
+
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+from helpers import gradients, randomize, run_python, to_numpy
+from keras import ops
+
+from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq, beam_search, greedy_search
+from keras_attention.models.seq2seq import ATTENTIONS
+from keras_attention.models.tokenizers import START
+
+LONGEST, F = 20, 3
+CONFIGURATIONS = {
+    **{name: {"attention": name} for name in ATTENTIONS},
+    "additive, luong, lstm": {"order": "luong", "cell": "lstm", "decoder_layers": 2},
+    "general, luong, simple_rnn": {"attention": "general", "order": "luong", "cell": "simple_rnn", "encoder_layers": 2},
+    "location, luong": {"attention": "location", "order": "luong", "bidirectional": False},
+    "cosine, lstm": {"attention": "cosine", "cell": "lstm", "tie_embeddings": False},
+    "concat, gru, 2 layers": {"attention": "concat", "decoder_layers": 2, "bidirectional": False},
+    "context at every step": {"attention": None},
+    "context at every step, luong, lstm": {"attention": None, "order": "luong", "cell": "lstm"},
+    "context in the first state": {"attention": None, "context": "first_state", "cell": "lstm", "decoder_layers": 2},
+    "features": {"source_vocabulary": None, "source_width": F},
+    "features, luong": {"source_vocabulary": None, "source_width": F, "order": "luong", "attention": "dot"},
+    "features, no attention": {"source_vocabulary": None, "source_width": F, "attention": None},
+}
+# Under XLA, and as SavedModel in a fresh process: one of each kind, for the time that it takes.
+COMPILED = ["location", "additive, luong, lstm", "cosine, lstm", "context in the first state", "features"]
+EXPORTED = ["location", "additive, luong, lstm", "features"]
+every_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
+on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="text and SavedModel")
+LENGTHS = [5, 2, 7, 1]
+MASK = np.arange(7) < np.array(LENGTHS)[:, None]
+TARGET = np.array([[2, 4, 5, 6], [2, 7, 8, 0], [2, 9, 4, 10], [2, 5, 0, 0]])
+
+
+def make(name, source_vocabulary=11, target_vocabulary=13):
+    options = {"source_vocabulary": source_vocabulary, "units": 8, "embedding_width": 6, **CONFIGURATIONS[name]}
+    if options.get("attention") == "location":
+        options["max_source_length"] = LONGEST
+    return randomize(Seq2Seq(target_vocabulary=target_vocabulary, **options), scale=0.8)
+
+
+def source_of(model):
+    """What `encode` takes: four rows of 5, 2, 7 and 1 positions."""
+    generator = np.random.default_rng(0)
+    if model.source_vocabulary is not None:
+        return {"source": np.where(MASK, generator.integers(4, model.source_vocabulary, MASK.shape), 0)}
+    features = generator.normal(size=(*MASK.shape, F)).astype("float32")
+    return {"source": np.where(MASK[:, :, None], features, np.nan), "source_mask": MASK}
+
+
+def rows_of(model):
+    """The same as Pipeline takes it."""
+    source = source_of(model)["source"]
+    return [row[:length] for row, length in zip(source, LENGTHS, strict=True)]
+
+
+@pytest.mark.backends
+@every_configuration
+def test_steps_equal_one_call(name):
+    model = make(name)
+    x = source_of(model)
+    logits, weights = model({**x, "target": TARGET}, return_attention_scores=True)
+    np.testing.assert_array_equal(to_numpy(model({**x, "target": TARGET})), to_numpy(logits))
+    memory = model.encode(x)
+    tokens, state = model.initial_state(memory, 4)
+    np.testing.assert_array_equal(to_numpy(tokens), [START] * 4)
+    for t in range(4):
+        stepped, state, attended = model.step(ops.convert_to_tensor(TARGET[:, t]), t, memory, state)
+        real = TARGET[:, t] != 0
+        assert np.all(np.isfinite(to_numpy(stepped)))
+        np.testing.assert_allclose(to_numpy(stepped)[real], to_numpy(logits)[real, t], atol=1e-5)
+        if model.decoder.attention is None:
+            assert attended is None
+            assert weights is None
+        else:
+            np.testing.assert_allclose(to_numpy(attended)[real], to_numpy(weights)[real, t], atol=1e-5)
+            assert np.all(to_numpy(weights)[:, t][~MASK] == 0)
+
+
+@pytest.mark.backends
+@every_configuration
+def test_a_batch_decodes_like_each_row_alone_and_beam_1_is_greedy(name):
+    model = make(name)
+    x = source_of(model)
+    together = beam_search(model, model.encode(x), 6, beam_width=3, num_return=3)
+    for row, length in enumerate(LENGTHS):
+        alone = {key: part[row : row + 1, :length] for key, part in x.items()}
+        one = beam_search(model, model.encode(alone), 6, beam_width=3, num_return=3)
+        np.testing.assert_array_equal(to_numpy(one.ids)[0], to_numpy(together.ids)[row])
+        np.testing.assert_allclose(to_numpy(one.scores)[0], to_numpy(together.scores)[row], atol=1e-4)
+        if model.decoder.attention is not None:
+            expected = to_numpy(together.attention)[row, :, :, :length]
+            np.testing.assert_allclose(to_numpy(one.attention)[0], expected, atol=1e-4)
+    greedy, beam = greedy_search(model, model.encode(x), 6), beam_search(model, model.encode(x), 6, beam_width=1)
+    np.testing.assert_array_equal(to_numpy(greedy.ids), to_numpy(beam.ids))
+
+
+@pytest.mark.backends
+@every_configuration
+def test_every_weight_has_a_gradient_and_save_and_load_give_equal_outputs(name, tmp_path):
+    model = make(name)
+    x = {**source_of(model), "target": TARGET}
+    weights = model.trainable_weights
+    found = gradients(lambda: ops.mean(ops.square(model(x))), [], weights)
+    assert [w.path for w, gradient in zip(weights, found, strict=True) if gradient is None or not gradient.any()] == []
+    assert all(np.all(np.isfinite(gradient)) for gradient in found)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(to_numpy(loaded(x)), to_numpy(model(x)))
+    assert loaded.get_config().keys() == model.get_config().keys()
+
+
+@on_tensorflow
+@every_configuration
+def test_the_pipeline_answers_alike_in_every_batch_plain_and_compiled(name):
+    pipeline = Pipeline(make(name), max_length=6, beam_width=3, max_source_length=LONGEST)
+    rows = rows_of(pipeline.model)
+    rows.append(rows[0][:0])
+    expected = pipeline(rows, num_return=2)
+    assert expected[4].target_ids == []
+    for batch_size, jit_compile in ((1, False), (32, True)) if name in COMPILED else ((1, False),):
+        results = pipeline(rows, num_return=2, batch_size=batch_size, jit_compile=jit_compile)
+        for one, two in zip(results, expected, strict=True):
+            assert one.target_ids == two.target_ids
+            assert abs(one.score - two.score) < 1e-4
+            if two.attention is not None:
+                np.testing.assert_allclose(one.attention, two.attention, atol=1e-4)
+
+
+# Loads a SavedModel where nothing of ours is installed, through a v1 session and by its signatures.
+ASK = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+import tensorflow_text
+inputs = dict(np.load(sys.argv[2]))
+inputs = {k: (v.tolist() if v.dtype.kind == "S" else v) for k, v in inputs.items()}
+with tf.compat.v1.Session(graph=tf.Graph()) as session:
+    meta = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1])
+    signature = meta.signature_def["serving_default"]
+    feed = {signature.inputs[k].name: v for k, v in inputs.items()}
+    answers = {"session": session.run(signature.outputs["target_ids"].name, feed).tolist()}
+loaded = tf.saved_model.load(sys.argv[1])
+for way in ("serving_default", "serving_xla", "serving_nbest"):
+    outputs = loaded.signatures[way](**{k: tf.constant(v) for k, v in inputs.items()})
+    ids = outputs["target_ids"].numpy()
+    answers[way] = (ids[:, 0] if ids.ndim == 3 else ids).tolist()
+    answers[way + " names"] = sorted(outputs)
+assert not [name for name in sys.modules if name.startswith("keras_attention")]
+print(json.dumps(answers))
+"""
+
+
+@on_tensorflow
+@pytest.mark.parametrize("name", EXPORTED)
+def test_the_saved_model_answers_like_the_pipeline(name, tmp_path):
+    source, target = CharacterTokenizer.learn(["abcdef"]), CharacterTokenizer("0123456789", byte_fallback=False)
+    model = make(name, source.vocabulary_size, target.vocabulary_size)
+    pipeline = Pipeline(model, None if model.source_vocabulary is None else source, target, max_length=6, beam_width=3)
+    if model.source_vocabulary is None:
+        rows = rows_of(model)
+        inputs = {"features": np.nan_to_num(source_of(model)["source"]), "source_mask": MASK}
+    else:
+        rows = ["abc", "fedcba", "", "d"]
+        inputs = {"text": np.array([row.encode() for row in rows])}
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    path = pipeline.export(os.fspath(tmp_path / "served"))
+    answers = json.loads(run_python(ASK, path, tmp_path / "inputs.npz").splitlines()[-1])
+    expected = [result.target_ids for result in pipeline(rows)]
+    assert len({tuple(ids) for ids in expected}) > 1
+    for way in ("session", "serving_default", "serving_xla", "serving_nbest"):
+        assert [[i for i in ids if i] for ids in answers[way]] == expected, way
+    names = answers["serving_default names"]
+    assert ("attention" in names) == (model.decoder.attention is not None)
+    assert ("source_pieces" in names) == (model.source_vocabulary is not None)
+
+
+@on_tensorflow
+@pytest.mark.parametrize(
+    ("name", "inputs", "error", "message"),
+    [
+        ("location", [[4] * (LONGEST + 1)], ValueError, f"at most {LONGEST} ids. Received: input 0 has {LONGEST + 1}"),
+        ("features", [np.full((3, F), np.nan)], ValueError, "input 0 has NaN or infinity at position 0"),
+        ("features", [np.ones((3, F + 1))], TypeError, rf"\[length, {F}\].*shape \(3, {F + 1}\)"),
+        ("features", ["abc"], TypeError, rf"\[length, {F}\].*input 0"),
+        ("features", [np.ones((2000, F))], ValueError, "at most 1024 positions.*has 2000"),
+    ],
+)
+def test_bad_inputs_of_a_pipeline(name, inputs, error, message):
+    with pytest.raises(error, match=message):
+        Pipeline(make(name))(inputs)
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Seq2Seq(11, 13, units=8, attention="location"), "expects max_source_length for attention='location'"),
+        (lambda: Seq2Seq(None, 13, units=8), "source_vocabulary=None and source_width=F"),
+        (lambda: Seq2Seq(11, 13, units=8, source_width=3), "source_vocabulary=11, source_width=3"),
+        (lambda: Seq2Seq(11, 13, units=8, cell="elman"), "one of simple_rnn, gru, lstm. Received: cell='elman'"),
+        (lambda: Seq2Seq(11, 13, units=8, context="once"), "one of every_step, first_state.*'once'"),
+        (lambda: make("features").encode({"source": np.ones((2, 3, 5))}), r"features \[B, S, 3\].*\(2, 3, 5\)"),
+        (lambda: make("dot").encode({"source": np.ones((2, 3, 5))}), r"source ids \[B, S\].*\(2, 3, 5\)"),
+        (
+            lambda: Seq2Seq(11, 13, units=8, target_embedding=keras.layers.Embedding(13, 5)),
+            r"matrix `embeddings` of shape \(13, 8\); received .* with \(13, 5\). Set tie_embeddings=False",
+        ),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.backends
+def test_embeddings_may_be_any_layer(tmp_path):
+    """A frozen matrix for the source, one of another width for the target."""
+    source = keras.layers.Embedding(11, 5, trainable=False, embeddings_initializer="orthogonal")
+    target = keras.Sequential([keras.Input((None,)), keras.layers.Embedding(13, 4), keras.layers.Dense(7)])
+    model = Seq2Seq(11, 13, units=8, source_embedding=source, target_embedding=target, tie_embeddings=False)
+    randomize(model)
+    x = source_of(model)
+    logits = to_numpy(model({**x, "target": TARGET}))
+    memory = model.encode(x)
+    tokens, state = model.initial_state(memory, 4)
+    stepped, _, _ = model.step(tokens, 0, memory, state)
+    np.testing.assert_allclose(to_numpy(stepped), logits[:, 0], atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(to_numpy(loaded({**x, "target": TARGET})), logits)
+    assert len(model.trainable_weights) == len(loaded.trainable_weights) == len(model.weights) - 1  # the frozen matrix

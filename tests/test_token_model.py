@@ -1,0 +1,135 @@
+"""The step of fit without logits: the numbers of the step with them, on every backend."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import to_numpy
+from keras import ops
+
+from keras_attention.models import Seq2Seq
+from keras_attention.training.losses import MaskedCrossEntropy
+from keras_attention.training.metrics import ExactMatch, Perplexity, TokenAccuracy
+
+pytestmark = pytest.mark.backends
+V = 29
+
+
+class Plain(keras.losses.Loss):
+    """The same loss of the same class, which offers no way around the logits."""
+
+    def __init__(self, label_smoothing):
+        super().__init__()
+        self.loss = MaskedCrossEntropy(label_smoothing)
+
+    def __call__(self, *args, **kwargs):
+        return self.loss(*args, **kwargs)
+
+
+class Guesses(keras.metrics.Metric):
+    """Somebody's own metric, which reads the logits."""
+
+    def __init__(self):
+        super().__init__(name="guesses")
+        self.total = self.add_weight(shape=(), initializer="zeros", name="total")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.total.assign_add(ops.sum(ops.cast(ops.argmax(y_pred, axis=-1), "float32")))
+
+    def result(self):
+        return ops.convert_to_tensor(self.total)
+
+
+def data():
+    generator = np.random.default_rng(0)
+    y = generator.integers(4, V, (12, 7)).astype("int32")
+    y[::3, 4:], y[5] = 0, 0
+    return {"source": y, "target": y}, y, generator.random(12).astype("float32")
+
+
+def compiled(loss, seed_model=None, metrics=(), **options):
+    model = Seq2Seq(V, V, units=8, **options)
+    if seed_model is not None:
+        model.set_weights(seed_model.get_weights())
+    model.compile(
+        keras.optimizers.SGD(0.5),
+        loss,
+        metrics=[TokenAccuracy(), Perplexity(), ExactMatch(), *metrics],
+        weighted_metrics=[Perplexity("weighted_perplexity")],
+    )
+    return model
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_fit_without_logits_has_the_history_of_one_with_them(tie):
+    x, y, sample_weight = data()
+    without = compiled(MaskedCrossEntropy(0.1), tie_embeddings=tie)
+    with_logits = compiled(Plain(0.1), without, tie_embeddings=tie)
+    histories = [
+        model.fit(x, y, 5, epochs=3, sample_weight=sample_weight, shuffle=False, verbose=0, validation_data=(x, y))
+        for model in (without, with_logits)
+    ]
+    one, two = (history.history for history in histories)
+    assert one.keys() == two.keys()
+    assert {"loss", "token_accuracy", "perplexity", "exact_match", "weighted_perplexity", "val_loss"} < set(one)
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-4, err_msg=name)
+    assert one["perplexity"] != one["weighted_perplexity"]
+    for ours, plain in zip(without.trainable_weights, with_logits.trainable_weights, strict=True):
+        np.testing.assert_allclose(to_numpy(ours.value), to_numpy(plain.value), atol=1e-5)
+
+
+def test_the_logits_are_not_read_in_the_step(monkeypatch):
+    """What the loss gets is the features; a plain loss on logits never runs."""
+    x, y, _ = data()
+    model = compiled(MaskedCrossEntropy(0.1))
+    model.train_on_batch(x, y)  # a symbolic pass that builds metrics comes first on JAX and PyTorch
+    model = compiled(MaskedCrossEntropy(0.1))
+    model.train_on_batch(x, y)
+    monkeypatch.setattr(MaskedCrossEntropy, "call", lambda *args: pytest.fail("the logits were read"))
+    model.fit(x, y, 5, epochs=1, verbose=0)
+    model.evaluate(x, y, verbose=0)
+    assert model._step.features is model._step.logits is model._step.statistics is None
+
+
+def test_other_metrics_still_get_logits():
+    x, y, _ = data()
+    ours = compiled(MaskedCrossEntropy(), metrics=[Guesses()])
+    plain = compiled(Plain(0.0), ours, metrics=[Guesses()])
+    one, two = (model.evaluate(x, y, 5, return_dict=True, verbose=0) for model in (ours, plain))
+    assert one["guesses"] == two["guesses"] > 0
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
+
+
+def test_regularisation_is_added():
+    x, y, _ = data()
+    model = compiled(MaskedCrossEntropy())
+    before = model.evaluate(x, y, return_dict=True, verbose=0)["loss"]
+    embedding = keras.layers.Embedding(V, 8, embeddings_regularizer=keras.regularizers.L2(0.5))
+    other = Seq2Seq(V, V, units=8, source_embedding=embedding)
+    other.set_weights(model.get_weights())
+    other.compile("sgd", MaskedCrossEntropy())
+    after = other.evaluate(x, y, return_dict=True, verbose=0)["loss"]
+    expected = before + 0.5 * np.sum(to_numpy(embedding.embeddings) ** 2)
+    np.testing.assert_allclose(after, expected, rtol=1e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="reads TensorFlow's graph")
+def test_no_tensor_of_the_size_of_the_logits_is_left_in_the_compiled_step():
+    """Grappler prunes what nobody reads; here the same by walking back from the outputs."""
+    import tensorflow as tf
+
+    x, y, _ = data()
+    model = compiled(MaskedCrossEntropy(0.1))
+    model.train_on_batch(x, y)
+    matrix = tf.TensorSpec([12, 7], tf.int32)
+    step = tf.function(lambda source, target, y: model.train_step(({"source": source, "target": target}, y)))
+    graph = step.get_concrete_function(matrix, matrix, matrix).graph
+    reached, waiting = set(), [tensor.op for tensor in graph.outputs] + graph.control_outputs
+    while waiting:
+        operation = waiting.pop()
+        if operation.name not in reached:
+            reached.add(operation.name)
+            waiting += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
+    shapes = [tuple(t.shape) for o in graph.get_operations() if o.name in reached for t in o.outputs if t.shape.rank]
+    assert (12, 7, V) not in shapes
+    assert (12, 7, 8) in shapes  # features are
