@@ -134,7 +134,7 @@ class AttentiveRNN(keras.layers.Layer):
         return {"values": memory, "keys": self.attention.project_key(memory), "mask": memory_mask}
 
     def begin(self, initial_state):
-        """The state that the first `step` takes, of an initial state [N, P]: with input feeding, zeros are fed first."""
+        """The state that the first `step` takes: an initial state [N, P], and zeros where input feeding reads."""
         if self.order == "bahdanau":
             return initial_state
         return _join(initial_state, ops.zeros((ops.shape(initial_state)[0], self.readout_units), initial_state.dtype))

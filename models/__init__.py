@@ -9,6 +9,7 @@ from .decoding import Hypotheses, beam_search, greedy_search, sample, uniform_nu
 from .pipeline import Pipeline, Result, list_presets
 from .seq2seq import Seq2Seq
 from .tokenizers import CharacterTokenizer, SentencePieceTokenizer
+from .words import WordPieceTokenizer, WordTokenizer
 
 __all__ = [
     "CharacterTokenizer",
@@ -17,6 +18,8 @@ __all__ = [
     "Result",
     "SentencePieceTokenizer",
     "Seq2Seq",
+    "WordPieceTokenizer",
+    "WordTokenizer",
     "beam_search",
     "greedy_search",
     "list_presets",

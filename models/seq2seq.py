@@ -324,7 +324,8 @@ def _check_tied(embedding, shape):
     if found is None or tuple(found.shape) != shape:
         raise ValueError(
             f"tie_embeddings=True needs a target_embedding with a matrix `embeddings` of shape {shape}; "
-            f"received {embedding.name!r} with {None if found is None else tuple(found.shape)}. Set tie_embeddings=False."
+            f"received {embedding.name!r} with {None if found is None else tuple(found.shape)}. "
+            "Set tie_embeddings=False."
         )
 
 

@@ -1,6 +1,7 @@
 """Tokenizers: text -> ids -> text, in TensorFlow's graph, so that they can live inside a SavedModel.
 
-Both give back exactly the text that went in, and both start their vocabulary with the same four ids:
+Characters and SentencePiece stand here and give back exactly the text that went in; words and WordPiece stand in
+words.py. All start their vocabulary with the same four ids:
 
 | id | name  | piece    | written back as          |
 |----|-------|----------|--------------------------|
@@ -15,6 +16,7 @@ Shapes: B batch, S tokens of a text, C characters of a batch, V vocabulary.
 import base64
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -24,7 +26,6 @@ from pathlib import Path
 PAD, UNK, START, END = 0, 1, 2, 3
 
 _SPECIAL_PIECES = [b"", b"<unk>", b"<s>", b"</s>"]
-_REPLACEMENT = "\ufffd".encode()
 _BYTE_PIECE = re.compile(rb"<0x([0-9A-F]{2})>")
 
 # SentencePiece writes a blank as U+2581, so that a U+2581 of the text itself would come back as a blank. It
@@ -44,6 +45,8 @@ class _Tokenizer:
             `module.source_tokenizer = tokenizer.trackable`.
     """
 
+    _unknown = "\ufffd".encode()  # what UNK is written back as
+
     def _set_pieces(self, pieces):
         """Makes the tables from all pieces after the four special ones; a byte's piece is like b"<0xE2>"."""
         import tensorflow as tf
@@ -52,7 +55,7 @@ class _Tokenizer:
         self.vocabulary_size = len(_SPECIAL_PIECES) + len(pieces)
         with tf.init_scope():
             self._pieces = tf.constant(_SPECIAL_PIECES + pieces)
-            self._surfaces = tf.constant([b"", _REPLACEMENT, b"", b"", *surfaces])
+            self._surfaces = tf.constant([b"", self._unknown, b"", b"", *surfaces])
             self.trackable = tf.Module()
 
     def _surface(self, piece):
@@ -160,6 +163,27 @@ class CharacterTokenizer(_Tokenizer):
             raise ValueError("CharacterTokenizer.learn expects text to learn from. Received: no character at all.")
         return cls(sorted(characters), byte_fallback)
 
+    def extended(self, lines):
+        """A tokenizer that also knows the other characters of `lines`, for fine-tuning on new text.
+
+        All ids stay as they are; the new characters are appended, sorted by code point, so that an embedding grows at
+        its end. Returns `self` where nothing is new.
+
+        Args:
+            lines: iterable of str.
+
+        Raises:
+            TypeError: `lines` is one str, or an item is not a str.
+
+        Example:
+
+        >>> tokenizer = CharacterTokenizer("ba", byte_fallback=False).extended(["abc", "d"])
+        >>> tokenizer.characters
+        'bacd'
+        """
+        new = set(itertools.chain.from_iterable(_checked_lines(lines))) - set(self.characters)
+        return type(self)(self.characters + "".join(sorted(new)), self.byte_fallback) if new else self
+
     def tokenize(self, texts):
         """Cuts texts into characters.
 
@@ -222,7 +246,7 @@ class SentencePieceTokenizer(_Tokenizer):
 
         if not isinstance(model, bytes):
             raise TypeError(f"SentencePieceTokenizer expects the bytes of a model. Received: {_short(model)}")
-        text = _tensorflow_text()
+        text = _tensorflow_text("SentencePieceTokenizer")
         self.model = model
         # The name must differ from model to model: `tf.saved_model.load` gives all SentencePiece processors of one
         # name the same resource, so that a source and a target tokenizer would both get the last one's model.
@@ -271,7 +295,7 @@ class SentencePieceTokenizer(_Tokenizer):
             raise ValueError(f"vocabulary_size must be a positive int. Received: {vocabulary_size!r}")
         if not 0.98 <= character_coverage <= 1:
             raise ValueError(f"character_coverage must be from 0.98 to 1. Received: {character_coverage!r}")
-        _tensorflow_text()
+        _tensorflow_text("SentencePieceTokenizer")
         lines = [" " + _escape(line) for line in _checked_lines(lines) if line.strip()]
         if not lines:
             raise ValueError("SentencePieceTokenizer.learn expects text to learn from. Received: no line with text.")
@@ -315,7 +339,11 @@ class SentencePieceTokenizer(_Tokenizer):
         return cls(base64.b64decode(config["model"], validate=True))
 
 
-_CLASSES = {cls.__name__: cls for cls in (CharacterTokenizer, SentencePieceTokenizer)}
+def _classes():
+    from .words import WordPieceTokenizer, WordTokenizer  # which import this module
+
+    classes = (CharacterTokenizer, SentencePieceTokenizer, WordTokenizer, WordPieceTokenizer)
+    return {cls.__name__: cls for cls in classes}
 
 
 def save_tokenizer(tokenizer, path):
@@ -358,10 +386,11 @@ def load_tokenizer(path):
         raise ValueError(
             f'{path} is not a whole tokenizer file: expected JSON with "class_name" and "config" ({error!r}).'
         ) from None
-    if name not in _CLASSES:
-        raise ValueError(f"{path}: expected a tokenizer class of {sorted(_CLASSES)}. Received: {name!r}")
+    classes = _classes()
+    if name not in classes:
+        raise ValueError(f"{path}: expected a tokenizer class of {sorted(classes)}. Received: {name!r}")
     try:
-        return _CLASSES[name].from_config(config)
+        return classes[name].from_config(config)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: the config does not make a {name}: {error}") from None
 
@@ -425,24 +454,29 @@ def _checked_lines(lines):
         yield line
 
 
-def _tensorflow_text():
+def _tensorflow_text(needed_by):
     try:
         import tensorflow_text
     except ImportError:
         raise ImportError(
-            "SentencePieceTokenizer needs tensorflow-text (pip install tensorflow-text), which does not "
+            f"{needed_by} needs tensorflow-text (pip install tensorflow-text), which does not "
             "exist for Windows: use WSL there, or CharacterTokenizer."
         ) from None
     return tensorflow_text
 
 
-def _learn_sentencepiece(lines, vocabulary_size, kind, character_coverage):
+def _sentencepiece():
     try:
         import sentencepiece
     except ImportError:
         raise ImportError(
-            'Learning a SentencePiece model needs sentencepiece: pip install "keras-attention-zoo[train]"'
+            'Learning subword pieces needs sentencepiece: pip install "keras-attention-zoo[train]"'
         ) from None
+    return sentencepiece
+
+
+def _learn_sentencepiece(lines, vocabulary_size, kind, character_coverage):
+    sentencepiece = _sentencepiece()
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_attention.training import batching
-from keras_attention.training.batching import Batch, Batches, TokenSequences
+from keras_attention.training.batching import Batch, Batches, FeatureSequences, TokenSequences
 from keras_attention.training.errors import InputError
 
 
@@ -112,6 +112,65 @@ def test_files_that_do_not_fit_are_named(tmp_path):
         InputError, match=r"one\.ids\.npy should hold one row of int32 and holds float64 of shape \(3, 1"
     ):
         TokenSequences.load(tmp_path / "one")
+
+
+# Feature sequences
+
+
+def random_features(rng, lengths, width=3):
+    return FeatureSequences.from_lists([rng.normal(size=(length, width)) for length in lengths])
+
+
+def test_feature_sequences_give_back_what_went_in(tmp_path):
+    rows = [np.arange(15.0).reshape(5, 3), np.zeros((0, 3)), np.ones((2, 3), "int64")]
+    sequences = FeatureSequences.from_lists(rows)
+    assert (len(sequences), sequences.width, sequences.lengths.tolist()) == (3, 3, [5, 0, 2])
+    assert (sequences.features.shape, sequences.features.dtype) == ((7, 3), "float32")
+    sequences.save(tmp_path / "train.source")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "train.source.features.npy",
+        "train.source.offsets.npy",
+    ]
+    for found in (sequences, FeatureSequences.load(tmp_path / "train.source")):
+        assert [row.tolist() for row in found] == [row.tolist() for row in rows]
+        assert [row.tolist() for row in found.select(np.array([True, True, False]))] == [r.tolist() for r in rows[:2]]
+    assert len(FeatureSequences.from_lists([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (1e300, "inf"), (-1e39, "-inf")]
+)
+def test_features_that_are_not_finite_are_named(value, shown):
+    rows = [np.zeros((3, 2)), np.zeros((0, 2)), np.zeros((5, 2)), np.zeros((1, 2))]
+    rows[2][4, 1] = value
+    with pytest.raises(InputError, match=f"Received: {shown} in row 2 .*, step 4, feature 1;"):
+        FeatureSequences.from_lists(rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (np.zeros(3), r"Row 1 should be of shape \[S, F\]. Received: shape \(3,\)"),
+        (np.zeros((3, 4)), "the 2 features of row 0. Row 1: 4"),
+        ([[1.0, 2.0], [3.0]], "Row 1 should be an array of numbers"),
+        ("abc", "Row 1 should be an array of numbers"),
+    ],
+)
+def test_rows_that_are_no_features(row, expected):
+    with pytest.raises(InputError, match=expected):
+        FeatureSequences.from_lists([np.zeros((5, 2)), row])
+
+
+def test_features_must_fit_their_offsets_and_their_dtype(tmp_path):
+    with pytest.raises(InputError, match="feature sequences must rise from 0 to the number of features, 5"):
+        FeatureSequences(np.zeros((5, 2), "float32"), np.array([0, 4]))
+    for features in (np.zeros((5, 2)), np.zeros(5, "float32")):
+        with pytest.raises(InputError, match="float32 features of shape"):
+            FeatureSequences(features, np.array([0, 5]))
+    FeatureSequences.from_lists([np.zeros((5, 2))]).save(tmp_path / "one")
+    np.save(tmp_path / "one.features.npy", np.zeros(10, "float32"))
+    with pytest.raises(InputError, match=r"should hold a table of float32 and holds float32 of shape \(10,\)"):
+        FeatureSequences.load(tmp_path / "one")
 
 
 # The plan
@@ -221,6 +280,16 @@ def test_assemble_without_source():
     x, y = batching.assemble(Batch(np.array([0]), 0, 3), None, TokenSequences.from_lists([[7, 8]]))
     assert {name: array.tolist() for name, array in x.items()} == {"target": [[2, 7, 8]]}
     assert y.tolist() == [[7, 8, 3]]
+
+
+def test_assemble_features_by_hand():
+    source = FeatureSequences.from_lists([[[1.5, 2.0]], [[3.0, 4.0], [5.0, 6.0]]])
+    x, y = batching.assemble(Batch(np.array([1, -1, 0]), 3, 2), source, TokenSequences.from_lists([[7], [8]]))
+    assert x["source"].tolist() == [[[3, 4], [5, 6], [0, 0]], [[0, 0]] * 3, [[1.5, 2], [0, 0], [0, 0]]]
+    assert x["source_mask"].tolist() == [[True, True, False], [False] * 3, [True, False, False]]
+    assert x["target"].tolist() == [[2, 8], [0, 0], [2, 7]]
+    assert y.tolist() == [[8, 3], [0, 0], [7, 3]]
+    assert [x[name].dtype for name in ("source", "source_mask", "target")] == ["float32", "bool", "int32"]
 
 
 # Batches
@@ -357,6 +426,30 @@ def test_the_dataset_knows_its_length_and_leaves_shapes_open(pairs):
     assert {tuple(spec.shape) for spec in (*x.values(), y)} == {(None, None)}
 
 
+@on_tensorflow
+@pytest.mark.parametrize("reader", READERS)
+def test_fit_sees_features_and_retraces_nothing(lengths, reader):
+    rng = np.random.default_rng(59)
+    pairs = random_features(rng, lengths[0][:300]), random_sequences(rng, lengths[1][:300])
+    batches = Batches(*pairs, token_budget=900, seed=61)
+    assert as_lists(fit(batches, reader, eager=True, epochs=1).batches) == as_lists(batches)
+    one_shape = Batches(*pairs, token_budget=900, bucket_width=80, seed=61)
+    assert fit(batches, reader, eager=False).traces == fit(one_shape, reader, eager=False).traces
+
+
+@on_tensorflow
+def test_the_dataset_of_features_knows_their_width():
+    rng = np.random.default_rng(67)
+    batches = Batches(random_features(rng, [3, 5]), random_sequences(rng, [2, 3]), token_budget=64)
+    x, _ = batching.to_tf_dataset(batches).element_spec
+    found = {name: (tuple(spec.shape), spec.dtype.name) for name, spec in x.items()}
+    assert found == {
+        "source": ((None, None, 3), "float32"),
+        "source_mask": ((None, None), "bool"),
+        "target": ((None, None), "int32"),
+    }
+
+
 def test_inside_an_epoch_the_py_dataset_is_the_batches(pairs):
     batches = Batches(*pairs, token_budget=900)
     dataset = batching.to_py_dataset(batches)
@@ -378,6 +471,12 @@ def test_filter_lengths():
         "Left out 3 of 5 pairs for their length: 2 with a source of more than 6 tokens and 2 with a target of more "
         "than 7 tokens."
     )
+
+
+def test_lengths_of_features_are_steps():
+    source = random_features(np.random.default_rng(71), [3, 7])
+    _, report = batching.filter_lengths(source, TokenSequences.from_lists([[5], [6]]), max_source_length=5)
+    assert report.describe() == "Left out 1 of 2 pairs for their length: 1 with a source of more than 5 steps."
 
 
 def test_without_limits_all_is_kept():

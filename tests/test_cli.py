@@ -302,7 +302,7 @@ def test_data_that_is_wrong_leaves_no_folder_behind(place, tmp_path):
     assert "which is not there" in refusal("train", recipe, "--data", tmp_path / "missing", *out)
     assert "which is a file" in refusal("train", recipe, "--data", recipe, *out)
     assert "has no train data" in refusal("train", recipe, "--data", place, *out)
-    half = ("--set", f"data.source={place / 'data' / 'train.tsv'}")
+    half = ("--set", f"data.target={place / 'data' / 'train.tsv'}")
     assert "give both files" in refusal("train", recipe, *half, *out)
     (tmp_path / "train.tsv").write_text("a\tb\nc\n", encoding="utf-8")
     assert f"{tmp_path / 'train.tsv'}, line 2" in refusal("train", recipe, "--data", tmp_path, *out)

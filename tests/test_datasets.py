@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from keras_attention.training import datasets
+from keras_attention.models.tokenizers import CharacterTokenizer
+from keras_attention.training import corpus, datasets
+from keras_attention.training.corpus import prepare, read_pairs
 from keras_attention.training.datasets import Pairs, find_pairs, read_lines, read_parallel, read_tsv, seeded_split
 from keras_attention.training.errors import InputError
+from keras_attention.training.recipes import resolve
 
 
 @pytest.fixture
@@ -111,8 +114,56 @@ def test_a_missing_target_file(write, tmp_path):
 
 
 def test_tsv(write):
-    path = write("pairs.tsv", '\ufeffa\tA\r\nb \t B\tnever read\r\n"c\tC"\t\n')
+    path = write("pairs.tsv", '\ufeffa\tA\tnever read\r\nb \t B\tCC-BY 2.0 #1\r\n"c\tC"\t\n')
     assert read_tsv(path) == Pairs(["a", "b", '"c'], ["A", "B", 'C"'])
+
+
+@pytest.mark.parametrize(
+    ("columns", "sources", "targets"),
+    [((2, 1), ["A", "B"], ["a", "b"]), ([1, 3], ["a", "b"], ["x", "y"]), ((3, 2), ["x", "y"], ["A", "B"])],
+)
+def test_columns_of_a_tsv(write, tmp_path, columns, sources, targets):
+    path = write("train.tsv", "a\tA\tx\nb\tB\ty\n")
+    assert read_tsv(path, columns) == find_pairs(tmp_path, "train", None, columns) == Pairs(sources, targets)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "received"),
+    [
+        ("a\tA\nb\tB\tC\n", 2, "received 3 tab-separated columns, and line 1 has 2"),
+        ("\na\tA\tx\n\nb\tB\n", 4, "received 2 tab-separated columns, and line 2 has 3"),
+        ("#separator:tab\na\tA\nb\tB\t\n", 3, "received 3 tab-separated columns, and line 2 has 2"),
+    ],
+)
+def test_a_ragged_row_names_file_and_line(write, content, line, received):
+    path = write("pairs.tsv", content)
+    assert message_of(read_tsv, path).startswith(f"{path}, line {line}: {received}")
+
+
+def test_a_column_that_is_not_there(write):
+    path = write("pairs.tsv", "a\tA\n")
+    assert f"{path}, line 1: expected 3 tab-separated columns, received 2." == message_of(read_tsv, path, (1, 3))
+
+
+def test_a_file_of_sources_alone_is_told_what_it_lacks(write):
+    message = message_of(read_tsv, write("pairs.txt", "a\nb\n"))
+    assert "line 1: expected 2 tab-separated columns, received 1" in message and "a second file" in message
+
+
+def test_what_anki_writes_at_the_top_is_left_out_and_noted(write):
+    header = "#separator:tab\n#html:true\n#tags column:3\n#columns:Front\tBack\tTags\n"
+    path = write("deck.txt", header + "#1\tnumber one\t\n\nGo.\t가.\tCC-BY 2.0\n#html:true\tB\t\n")
+    pairs = read_tsv(path)
+    assert pairs.sources == ["#1", "Go.", "#html:true"]  # at the top alone
+    assert pairs.note == (
+        f"Skipped the header that Anki wrote at the top of {path}: 4 lines. "
+        f"Skipped 1 pair with an empty side in {path}: line 6."
+    )
+    assert read_tsv(write("deck.txt", "#separator:tab\na\tA\n")).note.endswith(": 1 line.")
+
+
+def test_a_header_alone_is_no_pair(write):
+    assert "at least one pair" in message_of(read_tsv, write("deck.txt", "#separator:tab\n#html:true\n"))
 
 
 def test_a_line_separator_within_a_column_is_text(write):
@@ -238,6 +289,100 @@ def test_splits_that_cannot_be():
     assert "at least 2 pairs. Received: 1" in message_of(seeded_split, Pairs(["a"], ["A"]))
     for fraction in (0, 1, -0.5, 1.5):
         assert f"Received: {fraction}" in message_of(seeded_split, NUMBERED, fraction)
+
+
+# The files of a recipe
+
+
+def recipe(*settings, folder=None):
+    return resolve({"name": "tiny", "data": {"folder": folder and str(folder)}}, settings)
+
+
+def test_one_tsv_is_source_and_target(write):
+    path = write("pairs.tsv", "".join(f"s{i}\tt{i}\tcredit\n" for i in range(20)))
+    train, val, notes = read_pairs(recipe(f"data.source={path}"))
+    assert (len(train), len(val)) == (19, 1) and sorted(train.sources + val.sources) == sorted(NUMBERED.sources[:20])
+    assert notes == ["No validation file: 1 of 20 pairs were drawn with seed 1."]
+    train, val, notes = read_pairs(recipe(f"data.source={path}", f"data.val_source={path}", "data.columns=[2, 1]"))
+    assert train == val == Pairs([f"t{i}" for i in range(20)], [f"s{i}" for i in range(20)]) and notes == []
+
+
+def test_a_tsv_beside_two_validation_files(write):
+    settings = [f"data.source={write('pairs.tsv', 'a' + chr(9) + 'A')}"]
+    settings += [f"data.val_source={write('x', 'b')}", f"data.val_target={write('y', 'B')}"]
+    assert read_pairs(recipe(*settings))[:2] == (Pairs(["a"], ["A"]), Pairs(["b"], ["B"]))
+
+
+def test_a_folder_s_tsv_has_the_recipe_s_columns(write, tmp_path):
+    write("train.tsv", "a\tA\tx\n")
+    write("dev.tsv", "b\tB\ty\n")
+    found = read_pairs(recipe("data.columns=[3, 1]", folder=tmp_path))
+    assert found == (Pairs(["x"], ["a"]), Pairs(["y"], ["b"]), [])
+
+
+@pytest.mark.parametrize(
+    ("key", "other"), [("target", "source"), ("val_target", "val_source"), ("val_source", "source")]
+)
+def test_files_without_the_file_that_they_need(write, key, other):
+    message = message_of(read_pairs, recipe(f"data.{key}={write('x', 'a')}"))
+    assert message == f"data.{key} needs data.{other}: give both files."
+
+
+def test_a_split_that_would_be_empty(write, tmp_path):
+    one = write("pairs.tsv", "a\tA\n\tB\n")
+    assert "at least 2 pairs. Received: 1; give more, or a validation file" in message_of(
+        read_pairs, recipe(f"data.source={one}")
+    )
+    empty = write("empty.tsv", "\t\n")
+    message = message_of(read_pairs, recipe(f"data.source={one}", f"data.val_source={empty}"))
+    assert message.startswith(f"{empty}: expected at least one pair")
+    long = write("long.tsv", "ab\tA\ncd\tB\n")
+    settings = (f"data.source={one}", f"data.val_source={long}", "data.max_source_length=1")
+    message = message_of(prepare, recipe(*settings), tmp_path)
+    assert message.startswith("val: Left out 2 of 2 pairs") and message.endswith("None is left: raise the limits.")
+
+
+def test_samples_for_scores_after_every_epoch(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "SAMPLES", 7)
+    path = write("pairs.tsv", "".join(f"{'s' * i}\tt{i}\n" for i in range(1, 21)))
+    settings = (f"data.source={path}", f"data.val_source={path}", "decoding.max_source_length=19")
+    samples = prepare(recipe(*settings), tmp_path).samples
+    assert samples == Pairs(["s" * i for i in range(1, 8)], [f"t{i}" for i in range(1, 8)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "pieces"),
+    [
+        (["kind=words"], ["I", "don't", "Go"]),
+        (["kind=words", "split=punctuation", "lower=true"], ["i", "don't", "go", "."]),
+        (["kind=words", "split=blanks", "vocabulary_size=6"], ["I", None, "Go."]),
+        (["kind=wordpiece", "vocabulary_size=400", "lower=true"], ["i", "don", "'", "t", "go", "."]),
+        (["kind=bpe", "vocabulary_size=275"], None),
+    ],
+)
+def test_kinds_of_tokenizers(write, tmp_path, settings, pieces):
+    path = write("pairs.tsv", "I don't Go.\tA\n" + "I Go.\tB\n" * 7)
+    keys = [f"source_tokenizer.{setting}" for setting in settings]
+    tokenizer = prepare(recipe(f"data.source={path}", f"data.val_source={path}", *keys), tmp_path).tokenizers[0]
+    assert isinstance(tokenizer, corpus.KINDS[settings[0].removeprefix("kind=")])
+    if pieces is not None:
+        found = tokenizer.pieces(tokenizer.tokenize(["I don't Go."])).to_list()[0]
+        assert [None if piece == b"<unk>" else piece.decode() for piece in found] == pieces
+
+
+def test_characters_of_another_run_are_extended(write, tmp_path):
+    path = write("pairs.tsv", "abcd\tAB\n" * 3)
+    begin_with = CharacterTokenizer("ba"), CharacterTokenizer("BA", byte_fallback=False)
+    found = prepare(recipe(f"data.source={path}", f"data.val_source={path}"), tmp_path, begin_with)
+    assert [tokenizer.characters for tokenizer in found.tokenizers] == ["bacd", "BA"]
+    assert len(found.notes) == 1 and "source vocabulary" in found.notes[0] and "cd" in found.notes[0]
+
+
+def test_tokenizers_of_another_kind(tmp_path):
+    characters = CharacterTokenizer("abc")
+    message = message_of(prepare, recipe("target_tokenizer.kind=bpe"), tmp_path, (characters, characters))
+    assert "target tokenizer of the kind bpe" in message and "--init is characters" in message
+    assert "--set target_tokenizer.kind=characters" in message
 
 
 # Tokens

@@ -1,4 +1,5 @@
 import importlib.util
+import re
 import sys
 import warnings
 
@@ -118,6 +119,75 @@ def test_history_of_the_wrong_form_says_so():
         plots.plot_history({})
     with pytest.raises(ValueError, match="a list of numbers, one an epoch, for each metric; received 0.5 for 'loss'"):
         plots.plot_history({"loss": 0.5})
+
+
+def buckets(scores, ranges=((1, 5), (6, 10), (11, 11), (12, 40)), pairs=(31, 1402, 0, 7)):
+    rows = zip(ranges, pairs, scores, strict=True)
+    return [{"low": low, "high": high, "pairs": count, "score": score} for (low, high), count, score in rows]
+
+
+def overlap(texts):
+    """Whether any of some texts that stand beside each other touch."""
+    extents = [text.get_window_extent() for text in texts]
+    return any(a.x1 >= b.x0 for a, b in zip(extents, extents[1:], strict=False))
+
+
+def test_scores_by_length_draws_a_line_a_model_and_the_pairs_below():
+    curves = {"_with": buckets([30.5, 41.0, None, 29.0]), "없이 $x$": buckets([30.0, 20.0, None, 8.0])}
+    figure = plots.plot_scores_by_length(curves, "bleu", title="val.de 한국", unit="characters")
+    above, below = figure.axes
+    nan = float("nan")
+    drawn = [line.get_xydata() for line in above.lines]
+    np.testing.assert_allclose(drawn[0], [[-0.05, 30.5], [0.95, 41.0], [1.95, nan], [2.95, 29.0]])
+    np.testing.assert_allclose(drawn[1], [[0.05, 30.0], [1.05, 20.0], [2.05, nan], [3.05, 8.0]])
+    assert [text.get_text() for text in above.get_legend().get_texts()] == list(curves)
+    assert len({line.get_marker() for line in above.lines}) == len({line.get_color() for line in above.lines}) == 2
+    assert above.get_ylabel() == "BLEU" and above.get_ylim()[0] == 0 and 41 < above.get_ylim()[1] < 50
+    assert labels(below.xaxis) == ["1–5", "6–10", "11", "12–40"]
+    assert below.get_xlabel() == "length of the source (characters)"
+    assert [bar.get_height() for bar in below.patches] == [31, 1402, 0, 7]
+    assert [text.get_text() for text in below.texts] == ["31", "1,402", "0", "7"]
+    assert stands_on_its_page(figure)
+
+
+@pytest.mark.parametrize("count", [1, 2, 13])
+@pytest.mark.parametrize("runs", [1, 6])
+def test_scores_by_length_fit_their_page_and_nothing_overlaps(count, runs):
+    ranges = [(1000 * i + 1, 1000 * (i + 1)) for i in range(count)]
+    some = buckets([0.0] * count, ranges, [123456] * count)
+    figure = plots.plot_scores_by_length({f"run {i}": some for i in range(runs)}, "exact_match", "a title " * 12)
+    assert stands_on_its_page(figure)
+    above, below = figure.axes
+    assert above.get_ylim() == (0, 1.05)
+    assert not overlap(below.get_xticklabels()) and not overlap(below.texts)
+    legend, title = above.get_legend().get_window_extent(), figure._suptitle.get_window_extent()
+    assert above.get_window_extent().y1 <= legend.y0 and legend.y1 <= title.y0
+    assert all(text.get_window_extent().y1 < above.get_window_extent().y0 for text in below.texts)
+
+
+def test_scores_by_length_of_no_or_unlike_buckets_say_so():
+    for curves in ({}, {"a": []}):
+        with pytest.raises(ValueError, match="at least one of them"):
+            plots.plot_scores_by_length(curves, "bleu")
+    unlike = {"a": buckets([1, 2, 3, 4]), "b": buckets([1, 2, 3, 4], pairs=(31, 1402, 0, 8))}
+    with pytest.raises(ValueError, match="all with the same buckets"):
+        plots.plot_scores_by_length(unlike, "bleu")
+
+
+def test_a_picture_that_could_not_be_written_is_told_and_nothing_is_made(tmp_path, monkeypatch):
+    plots.check_picture(tmp_path / "new" / "folder" / "a.png")
+    plots.check_picture("a.SVG")
+    (tmp_path / "file").write_text("x")
+    for path, expected in (
+        (tmp_path / "a.pdf", "must end in .png or .svg"),
+        (tmp_path / "file" / "new" / "a.png", f"cannot be written in {tmp_path / 'file'}"),
+    ):
+        with pytest.raises(InputError, match=re.escape(expected)):
+            plots.check_picture(path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(InputError, match="Plots need matplotlib"):
+        plots.check_picture(tmp_path / "a.png")
 
 
 def test_saved_pictures_are_whole_and_of_their_kind(tmp_path):

@@ -65,6 +65,55 @@ def test_a_resolved_recipe_resolves_to_itself(name):
     assert resolve(table).to_dict() == table
 
 
+# The options of a task
+
+
+def test_a_task_s_options_are_filled_in():
+    recipe = resolve({**MINIMAL, "data": {"task": "reverse"}, "task": {"symbols": 7}}, ["task.max_length=30"])
+    assert recipe.task == {"operation": "reverse", "symbols": 7, "min_length": 5, "max_length": 30}
+    assert resolve({**MINIMAL, "data": {"task": "series"}}, ["task.noise=1"]).task["noise"] == 1.0
+    assert resolve(MINIMAL).task == {}
+
+
+def test_the_locales_of_dates_are_a_task_s_option():
+    table = {**MINIMAL, "data": {"task": "dates"}}
+    assert resolve(table, ['task.locales=["de_DE", "ko_KR"]']).task == {"locales": ["de_DE", "ko_KR"]}
+    assert len(resolve(table).task["locales"]) == 25
+    assert "data.locales" not in {f"data.{name}" for name in resolve(table).to_dict()["data"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["task.length=3"], "unknown key 'length' in [task]; known: operation, symbols, min_length, max_length."),
+        (["task.max_length=long"], "task.max_length must be int. Received: 'long' (str)"),
+        (["task=3"], "task must be a section. Received: 3"),
+        (["data.task=times", "task.symbols=3"], "data.task must be one of dates, reverse, series, none."),
+    ],
+)
+def test_options_that_the_task_does_not_have(settings, expected):
+    assert expected in message_of(resolve, {**MINIMAL, "data": {"task": "reverse"}}, settings)
+
+
+def test_options_without_a_task():
+    message = message_of(resolve, MINIMAL, ["task.symbols=3"])
+    assert message.endswith("[task] has the options of a built-in task; name it by data.task.")
+    assert resolve({**MINIMAL, "data": {"task": "reverse"}, "task": {"symbols": 7}}, ["data.task=none"]).task == {}
+
+
+@pytest.mark.parametrize("columns", ["[1]", "[1, 1]", "[0, 1]", "[1, 2, 3]", "[true, 2]", "['a', 'b']", "[]"])
+def test_columns_are_two_different_numbers(columns):
+    message = message_of(resolve, MINIMAL, [f"data.columns={columns}"])
+    assert "data.columns must be two different numbers" in message and "Received: [" in message
+
+
+def test_bleu_s_tokenizer_may_be_none():
+    assert resolve(MINIMAL).data.bleu_tokenize == "13a"
+    for name in ("none", "'none'"):
+        recipe = resolve(MINIMAL, [f"data.bleu_tokenize={name}"])
+        assert recipe.data.bleu_tokenize == "none" and resolve(recipe.to_dict()) == recipe
+
+
 # Settings
 
 
@@ -79,7 +128,7 @@ def test_a_resolved_recipe_resolves_to_itself(name):
         ("training.monitor=val_loss", "training", "monitor", "val_loss"),
         ("training.monitor='val_loss'", "training", "monitor", "val_loss"),
         ("source_tokenizer.byte_fallback=false", "source_tokenizer", "byte_fallback", False),
-        ('data.locales=["de_DE", "ko_KR"]', "data", "locales", ["de_DE", "ko_KR"]),
+        ("data.columns=[3, 1]", "data", "columns", [3, 1]),
         ("data.source=some/file.en", "data", "source", "some/file.en"),
         ("data.source=C:\\texts\\a=b.en", "data", "source", "C:\\texts\\a=b.en"),
         ("decoding.beam_width=5", "decoding", "beam_width", 5),
@@ -110,6 +159,16 @@ def test_a_setting_that_is_none(setting):
 
 def test_a_setting_within_what_is_no_section():
     assert "seed is not a section" in message_of(resolve, {"name": "tiny", "seed": 3}, ["seed.units=3"])
+
+
+def test_an_odd_number_of_units_suits_one_direction():
+    assert resolve(MINIMAL, ["model.units=7", "model.bidirectional=false"]).model["units"] == 7
+
+
+@pytest.mark.parametrize("name", ["source_width", "source_embedding"])
+def test_what_the_data_or_python_decides_is_no_key(name):
+    assert name not in resolve(MINIMAL).model
+    assert f"unknown key '{name}' in [model]" in message_of(resolve, MINIMAL, [f"model.{name}=3"])
 
 
 # Refusals
@@ -167,9 +226,10 @@ def test_unknown_keys(setting, place, one_known):
         ("training.learning_rate=true", "training.learning_rate must be float. Received: True (bool)"),
         ("training.clipnorm=small", "training.clipnorm must be float or none. Received: 'small' (str)"),
         ("target_tokenizer.byte_fallback=1", "target_tokenizer.byte_fallback must be bool. Received: 1 (int)"),
-        ("data.locales=ko_KR", "data.locales must be list or none. Received: 'ko_KR' (str)"),
+        ("data.columns=ko", "data.columns must be list. Received: 'ko' (str)"),
         ("data.source=3", "data.source must be str or none. Received: 3 (int)"),
         ("model.units=wide", "model.units must be int. Received: 'wide' (str)"),
+        ("model.max_source_length=long", "model.max_source_length must be int or none. Received: 'long' (str)"),
         ("model.units=true", "model.units must be int. Received: True (bool)"),
         ("model.attention=3", "model.attention must be str or none. Received: 3 (int)"),
         ("decoding.beam_width=1.0", "decoding.beam_width must be int. Received: 1.0 (float)"),
@@ -190,11 +250,16 @@ def test_a_section_that_is_none(section):
     [
         ("training.schedule=linear", "cosine"),
         ("source_tokenizer.kind=letters", "characters"),
-        ("target_tokenizer.kind=letters", "bpe"),
+        ("target_tokenizer.kind=letters", "wordpiece"),
+        ("target_tokenizer.split=commas", "punctuation"),
         ("model.kind=rnn", "seq2seq"),
         ("model.attention=multiply", "additive"),
         ("data.task=times", "dates"),
-        ("training.monitor=loss", "val_loss"),
+        ("training.monitor=loss", "val_bleu"),
+        ("data.bleu_tokenize=moses", "13a"),
+        ("model.cell=rnn", "lstm"),
+        ("model.order=vaswani", "luong"),
+        ("model.context=never", "first_state"),
     ],
 )
 def test_wrong_choices(setting, one_known):
@@ -214,7 +279,14 @@ DECODING = ("decoding.beam_width", "decoding.max_length", "decoding.max_source_l
         *("training.learning_rate=0", "training.warmup_steps=-1", "training.patience=-1", "training.samples=-1"),
         *("training.label_smoothing=1", "training.clipnorm=0", "data.examples=0", "data.held_out=0"),
         *("data.max_source_length=0", "data.max_target_length=0", "source_tokenizer.vocabulary_size=0"),
-        *("model.units=0", "model.units=7", "model.encoder_layers=0", "model.embedding_width=0", "model.dropout=1"),
+        *(
+            "model.units=0",
+            "model.units=7",
+            "model.encoder_layers=0",
+            "model.decoder_layers=0",
+            "model.embedding_width=0",
+            "model.dropout=1",
+        ),
         *("decoding.beam_width=0", "decoding.max_length=0", "decoding.max_source_length=0"),
         *("decoding.length_ratio=-1", "decoding.length_offset=-1", "seed=-1"),
     ],

@@ -22,7 +22,7 @@ from keras_attention.training.train import read_run_recipe, train
 SETTINGS = [
     "data.examples=200",
     "data.held_out=50",
-    "data.locales=['en_US', 'ko_KR']",
+    "task.locales=['en_US', 'ko_KR']",
     "model.units=16",
     "model.embedding_width=8",
     "model.dropout=0.3",
@@ -198,8 +198,8 @@ def test_better(monitor, greater):
 
 
 def test_an_unknown_monitor_is_named(tmp_path):
-    with pytest.raises(InputError, match="training.monitor must be one of .*val_loss.*'val_bleu'"):
-        train(recipe("training.monitor=val_bleu", "training.epochs=1"), tmp_path / "run", say=silent)
+    with pytest.raises(InputError, match="training.monitor must be one of .*val_loss.*'val_rouge'"):
+        train(recipe("training.monitor=val_rouge", "training.epochs=1"), tmp_path / "run", say=silent)
 
 
 def write_pairs(folder, count=120):
@@ -274,3 +274,49 @@ def test_the_shipped_dates_read_held_out_dates_and_look_at_them():
     count, right, characters, aligned = (sum(column) for column in zip(*table.values(), strict=True))
     assert right / count >= 0.99
     assert aligned / characters >= 0.8
+
+
+def write_tsv(folder, pairs, val):
+    folder.mkdir()
+    for name, rows in (("train", pairs), ("val", val)):
+        (folder / f"{name}.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in rows), encoding="utf-8")
+    return folder
+
+
+def test_fine_tuning_adds_the_characters_that_a_vocabulary_lacks(uninterrupted, tmp_path):
+    """The demonstration's answers have no full stop; new pairs do. Everything else begins as it was."""
+    data = write_tsv(tmp_path / "data", [("1 May 1999", "01.05.1999")] * 8, [("2 May 1999", "02.05.1999")])
+    more = recipe("training.learning_rate=1e-9", "training.epochs=1")
+    more.data.folder = str(data)
+    notes = []
+    train(more, tmp_path / "more", init=uninterrupted, say=notes.append)
+    assert "The target vocabulary of --init lacked these characters, now added: ." in notes
+    before, after = Pipeline.load(uninterrupted), Pipeline.load(tmp_path / "more")
+    assert after.target_tokenizer.characters == before.target_tokenizer.characters + "."
+    size = before.target_tokenizer.vocabulary_size
+    assert after.model.target_vocabulary == size + 1
+    for old, new in zip(before.model.weights, after.model.weights, strict=True):
+        part = tuple(slice(length) for length in old.shape)
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(new.value)[part], old.numpy(), atol=1e-6)
+    assert after.model.target_embedding.embeddings.shape[0] == size + 1
+
+
+def test_bleu_and_chrf_choose_the_weights_where_the_recipe_says_so(tmp_path):
+    rows = [(word, f"{word} {word} ist {word} hier") for word in ("ab", "ba", "aab", "bba", "abab", "bab")]
+    data = write_tsv(tmp_path / "data", rows * 6, rows)
+    settings = ["training.epochs=4", "model.units=32", "training.learning_rate=0.01", "training.monitor=val_bleu"]
+    settings += ["data.bleu_tokenize=none", "training.token_budget=256", "training.average=2", "training.samples=0"]
+    bleu = load_recipe("pairs", settings)
+    bleu.data.folder = str(data)
+    metrics = train(bleu, tmp_path / "run", say=silent)
+    found = history(tmp_path / "run")
+    assert len(found["val_bleu"]) == len(found["val_chrf"]) == 4
+    stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["val_bleu"] == stored["val_bleu"] >= 0
+    assert 0 < stored["val_chrf"] <= 100.1
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.npz")[1]["best"] == max(found["val_bleu"])
+
+
+def test_bleu_needs_texts(tmp_path):
+    with pytest.raises(InputError, match="training.monitor=val_bleu needs TensorFlow .* validation texts"):
+        train(recipe("training.monitor=val_bleu", "decoding.max_source_length=1"), tmp_path / "run", say=silent)

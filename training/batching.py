@@ -1,8 +1,8 @@
-"""From token sequences to batches: which pairs stand together, how wide, and in which order.
+"""From sequences of tokens or features to batches: which pairs stand together, how wide, and in which order.
 
 The plan is NumPy alone and a pure function of the lengths, the seed and the epoch, so that a resumed run sees
 the batches of an uninterrupted one. `to_tf_dataset` and `to_py_dataset` are two thin readers of it.
-Shapes: B rows of a batch, S source length, T target length (with START or END).
+Shapes: B rows of a batch, S source length, F features of a step, T target length (with START or END).
 """
 
 import itertools
@@ -19,7 +19,71 @@ from keras_attention.models.tokenizers import END, PAD, START
 from .errors import InputError
 
 
-class TokenSequences:
+class _Sequences:
+    """Sequences, one after another in one array; what TokenSequences and FeatureSequences have in common."""
+
+    part = dtype = axes = noun = unit = None  # the array's name, dtype and number of axes; what messages call it
+
+    def __init__(self, values, offsets):
+        if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(values) or np.any(np.diff(offsets) < 0):
+            end = offsets[-1] if len(offsets) else "nothing"
+            raise InputError(
+                f"The offsets of {self.noun} sequences must rise from 0 to the number of {self.part}, {len(values)}, "
+                f"and these {len(offsets)} offsets end at {end}."
+            )
+        self.values = values
+        self.offsets = offsets
+
+    def __len__(self):
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(f"There are {len(self)} sequences. Received: index={index}")
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def lengths(self):
+        """The length of each sequence, int64 [n]."""
+        return np.diff(self.offsets)
+
+    def select(self, keep):
+        """The sequences where the boolean array keep [n] is True."""
+        lengths = self.lengths
+        offsets = np.cumsum(np.append(0, lengths[keep]), dtype="int64")
+        return type(self)(self.values[np.repeat(keep, lengths)], offsets)
+
+    def save(self, stem):
+        """Writes the array and the offsets as STEM.PART.npy, each first beside its place and then renamed."""
+        for part, array in ((self.part, self.values), ("offsets", self.offsets)):
+            path = _part_path(stem, part)
+            beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+            try:
+                with open(beside, "wb") as file:
+                    np.save(file, array)
+                os.replace(beside, path)
+            finally:
+                beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, stem, mmap=True):
+        """Reads what `save` wrote; with mmap the array stays on disk until it is used.
+
+        Raises:
+            InputError: If a file is missing, damaged, or the two do not belong together.
+        """
+        values = _load_array(_part_path(stem, cls.part), cls.dtype, cls.axes, mmap)
+        offsets = _load_array(_part_path(stem, "offsets"), "int64", 1, mmap=False)
+        try:
+            return cls(values, offsets)
+        except InputError as error:
+            raise InputError(
+                f"{_part_path(stem, 'offsets')} does not fit {_part_path(stem, cls.part)}: delete both so that "
+                f"they are written anew. ({error})"
+            ) from None
+
+
+class TokenSequences(_Sequences):
     """Sequences of token ids, one after another in a flat array.
 
     Args:
@@ -36,15 +100,7 @@ class TokenSequences:
     (3, [5, 6, 7], [3, 0, 1])
     """
 
-    def __init__(self, ids, offsets):
-        if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(ids) or np.any(np.diff(offsets) < 0):
-            end = offsets[-1] if len(offsets) else "nothing"
-            raise InputError(
-                f"The offsets of token sequences must rise from 0 to the number of ids, {len(ids)}, "
-                f"and these {len(offsets)} offsets end at {end}."
-            )
-        self.ids = ids
-        self.offsets = offsets
+    part, dtype, axes, noun, unit = "ids", "int32", 1, "token", "tokens"
 
     @classmethod
     def from_lists(cls, sequences):
@@ -53,72 +109,125 @@ class TokenSequences:
         offsets = np.cumsum([0] + [len(array) for array in arrays], dtype="int64")
         return cls(np.concatenate([np.zeros(0, "int32"), *arrays]), offsets)
 
-    def __len__(self):
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index):
-        if not 0 <= index < len(self):
-            raise IndexError(f"There are {len(self)} sequences. Received: index={index}")
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
-
     @property
-    def lengths(self):
-        """The number of ids of each sequence, int64 [n]."""
-        return np.diff(self.offsets)
+    def ids(self):
+        """All ids, int32 [total]."""
+        return self.values
 
-    def select(self, keep):
-        """The sequences where the boolean array keep [n] is True."""
-        lengths = self.lengths
-        offsets = np.cumsum(np.append(0, lengths[keep]), dtype="int64")
-        return TokenSequences(self.ids[np.repeat(keep, lengths)], offsets)
+    def inputs(self, indices, width):
+        """What a model reads of a batch: {"source": int32 [B, S]}; padding and empty rows (-1) are PAD."""
+        source = np.full((len(indices), width), PAD, "int32")
+        for row, index in enumerate(indices):
+            if index >= 0:
+                ids = self[index]
+                source[row, : len(ids)] = ids
+        return {"source": source}
 
-    def save(self, stem):
-        """Writes STEM.ids.npy and STEM.offsets.npy, each first beside its place and then renamed."""
-        for part, array in (("ids", self.ids), ("offsets", self.offsets)):
-            path = _part_path(stem, part)
-            beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-            try:
-                with open(beside, "wb") as file:
-                    np.save(file, array)
-                os.replace(beside, path)
-            finally:
-                beside.unlink(missing_ok=True)
+
+class FeatureSequences(_Sequences):
+    """Sequences of feature vectors, one after another in one array: sources that are not tokens.
+
+    Args:
+        features: float32 [total, F], all sequences joined; may be memory-mapped.
+        offsets: int64 [n + 1]; sequence i is `features[offsets[i]:offsets[i + 1]]`, [S, F].
+
+    Raises:
+        InputError: If the offsets do not fit, features are not [total, F], or one of them is NaN or infinite.
+
+    Example:
+
+    >>> sequences = FeatureSequences.from_lists([[[0.5, 1.0], [1.5, 2.0], [2.5, 3.0]], [[3.5, 4.0]]])
+    >>> len(sequences), sequences.width, sequences[1].tolist(), sequences.lengths.tolist()
+    (2, 2, [[3.5, 4.0]], [3, 1])
+    """
+
+    part, dtype, axes, noun, unit = "features", "float32", 2, "feature", "steps"
+
+    def __init__(self, features, offsets):
+        if features.ndim != 2 or features.dtype != "float32":
+            raise InputError(
+                "FeatureSequences are made of float32 features of shape [total, F]. "
+                f"Received: {features.dtype} of shape {features.shape}."
+            )
+        super().__init__(features, offsets)
+        finite = np.isfinite(features)
+        if not finite.all():
+            place, column = np.argwhere(~finite)[0].tolist()
+            row = int(np.searchsorted(offsets, place, side="right")) - 1
+            raise InputError(
+                f"Features must be finite numbers. Received: {features[place, column]} in row {row} (counted from 0), "
+                f"step {place - offsets[row]}, feature {column}; replace or leave out what was not measured."
+            )
 
     @classmethod
-    def load(cls, stem, mmap=True):
-        """Reads what `save` wrote; with mmap the ids stay on disk until they are used.
+    def from_lists(cls, sequences):
+        """Joins sequences of shape [S, F] (lists or arrays), all of one F.
 
         Raises:
-            InputError: If a file is missing, damaged, or the two do not belong together.
+            InputError: If a row is no array [S, F], the rows differ in F, or a number is NaN or infinite.
         """
-        ids = _load_array(_part_path(stem, "ids"), "int32", mmap)
-        offsets = _load_array(_part_path(stem, "offsets"), "int64", mmap=False)
-        try:
-            return cls(ids, offsets)
-        except InputError as error:
-            raise InputError(
-                f"{_part_path(stem, 'offsets')} does not fit {_part_path(stem, 'ids')}: delete both so that "
-                f"they are written anew. ({error})"
-            ) from None
+        arrays = [_as_features(number, sequence) for number, sequence in enumerate(sequences)]
+        width = arrays[0].shape[1] if arrays else 0
+        for number, array in enumerate(arrays):
+            if array.shape[1] != width:
+                raise InputError(f"Every row must have the {width} features of row 0. Row {number}: {array.shape[1]}.")
+        offsets = np.cumsum([0] + [len(array) for array in arrays], dtype="int64")
+        return cls(np.concatenate([np.zeros((0, width), "float32"), *arrays]), offsets)
+
+    @property
+    def features(self):
+        """All features, float32 [total, F]."""
+        return self.values
+
+    @property
+    def width(self):
+        """F, the number of features of a step."""
+        return self.values.shape[1]
+
+    def inputs(self, indices, width):
+        """What a model reads of a batch: {"source": float32 [B, S, F], "source_mask": bool [B, S]}.
+
+        Padding and empty rows (-1) are zeros, and False in the mask.
+        """
+        source = np.zeros((len(indices), width, self.width), "float32")
+        mask = np.zeros((len(indices), width), bool)
+        for row, index in enumerate(indices):
+            if index >= 0:
+                features = self[index]
+                source[row, : len(features)] = features
+                mask[row, : len(features)] = True
+        return {"source": source, "source_mask": mask}
+
+
+def _as_features(number, sequence):
+    try:
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, which is refused with its place
+            array = np.asarray(sequence).astype("float32")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"Row {number} should be an array of numbers of shape [S, F] and is none: {error}.") from None
+    if array.ndim != 2:
+        raise InputError(f"Row {number} should be of shape [S, F]. Received: shape {array.shape}.")
+    return array
 
 
 def _part_path(stem, part):
     return Path(f"{os.fspath(stem)}.{part}.npy")
 
 
-def _load_array(path, dtype, mmap):
+def _load_array(path, dtype, axes, mmap):
     advice = "delete it and its sister file so that they are written anew"
     try:
         array = np.load(path, mmap_mode="r" if mmap else None)
     except FileNotFoundError:
         raise InputError(
-            f"{path} does not exist: expected token ids; delete {path.parent} so that it is made again."
+            f"{path} does not exist: expected an array of {dtype}; delete {path.parent} so that it is made again."
         ) from None
     except (ValueError, EOFError, OSError) as error:
         raise InputError(f"{path} is damaged or cut short ({error}): {advice}.") from None
-    if array.dtype != dtype or array.ndim != 1:
+    if array.dtype != dtype or array.ndim != axes:
+        expected = "one row" if axes == 1 else "a table"
         raise InputError(
-            f"{path} should hold one row of {dtype} and holds {array.dtype} of shape {array.shape}: {advice}."
+            f"{path} should hold {expected} of {dtype} and holds {array.dtype} of shape {array.shape}: {advice}."
         )
     return array
 
@@ -237,12 +346,13 @@ def assemble(batch, source, target):
 
     Args:
         batch: A Batch of `plan_batches`.
-        source: TokenSequences, or None where there is no source.
+        source: TokenSequences, FeatureSequences, or None where there is no source.
         target: TokenSequences.
 
     Returns:
-        (x, y): x = {"source": int32 [B, S], "target": int32 [B, T], START first}, without "source" where
-        there is none, and y int32 [B, T], the target one step on, END last. Padding and empty rows are PAD.
+        (x, y): x = {"source": int32 [B, S], "target": int32 [B, T], START first} and y int32 [B, T], the target
+        one step on, END last. Padding and empty rows are PAD. Features give "source" float32 [B, S, F], zeros
+        behind their end, and "source_mask" bool [B, S]. Without a source there is "target" alone.
 
     Example:
 
@@ -252,23 +362,17 @@ def assemble(batch, source, target):
     ([[7, 8, 0]], [[2, 7, 8, 0]], [[7, 8, 3, 0]])
     """
     rows = len(batch.indices)
-    sources = np.full((rows, batch.source_width), PAD, "int32")
     targets = np.full((rows, batch.target_width), PAD, "int32")
     labels = np.full((rows, batch.target_width), PAD, "int32")
     for row, index in enumerate(batch.indices):
-        if index < 0:
-            continue
-        ids = target[index]
-        targets[row, 0] = START
-        targets[row, 1 : len(ids) + 1] = ids
-        labels[row, : len(ids)] = ids
-        labels[row, len(ids)] = END
-        if source is not None:
-            ids = source[index]
-            sources[row, : len(ids)] = ids
-    if source is None:
-        return {"target": targets}, labels
-    return {"source": sources, "target": targets}, labels
+        if index >= 0:
+            ids = target[index]
+            targets[row, 0] = START
+            targets[row, 1 : len(ids) + 1] = ids
+            labels[row, : len(ids)] = ids
+            labels[row, len(ids)] = END
+    sources = {} if source is None else source.inputs(batch.indices, batch.source_width)
+    return {**sources, "target": targets}, labels
 
 
 class Batches:
@@ -278,7 +382,7 @@ class Batches:
     either `target` (and `source`), or `draw`.
 
     Args:
-        source: TokenSequences, or None where there is no source (a language model).
+        source: TokenSequences, FeatureSequences, or None where there is no source (a language model).
         target: TokenSequences.
         draw: For data that is drawn anew for every epoch: a function of the epoch's number that returns
             (source, target), the same for the same number. Keras counts the steps of an epoch only once, so
@@ -360,9 +464,10 @@ def to_tf_dataset(batches):
     """
     import tensorflow as tf
 
-    matrix = tf.TensorSpec([None, None], "int32")
-    x, _ = batches[0]
-    signature = (dict.fromkeys(x, matrix), matrix)
+    def specification(array):
+        return tf.TensorSpec([None, None, *array.shape[2:]], array.dtype)
+
+    signature = keras.tree.map_structure(specification, batches[0])
     dataset = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
     return dataset.apply(tf.data.experimental.assert_cardinality(len(batches))).prefetch(2)
 
@@ -384,8 +489,7 @@ class BatchesPyDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         if index == 1 and not self._within_epoch and keras.backend.backend() == "tensorflow":
-            widen = ((0, 0), (0, 1))
-            return keras.tree.map_structure(lambda array: np.pad(array, widen), self.batches[0])
+            return keras.tree.map_structure(_widened, self.batches[0])
         return self.batches[index]
 
     def on_epoch_begin(self):
@@ -393,6 +497,11 @@ class BatchesPyDataset(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         self._within_epoch = False
+
+
+def _widened(array):
+    """The array with one more column of padding."""
+    return np.pad(array, ((0, 0), (0, 1), *[(0, 0)] * (array.ndim - 2)))
 
 
 def to_py_dataset(batches):
@@ -421,6 +530,7 @@ class LengthReport:
         long_targets: Those whose target is too long (some may be among the former, too).
         max_source_length: The limit of the source, or None.
         max_target_length: The limit of the target, or None.
+        source_unit: What a source's length counts, "tokens" or "steps".
     """
 
     total: int
@@ -429,6 +539,7 @@ class LengthReport:
     long_targets: int
     max_source_length: int | None
     max_target_length: int | None
+    source_unit: str = "tokens"
 
     @property
     def dropped(self):
@@ -441,7 +552,9 @@ class LengthReport:
             return f"All {self.total} pairs are within the length limits."
         reasons = []
         if self.long_sources:
-            reasons.append(f"{self.long_sources} with a source of more than {self.max_source_length} tokens")
+            reasons.append(
+                f"{self.long_sources} with a source of more than {self.max_source_length} {self.source_unit}"
+            )
         if self.long_targets:
             reasons.append(f"{self.long_targets} with a target of more than {self.max_target_length} tokens")
         return f"Left out {self.dropped} of {self.total} pairs for their length: {' and '.join(reasons)}."
@@ -451,7 +564,7 @@ def filter_lengths(source, target, max_source_length=None, max_target_length=Non
     """Finds the pairs within length limits, which count tokens without START and END.
 
     Args:
-        source: TokenSequences, or None where there is no source.
+        source: TokenSequences, FeatureSequences, or None where there is no source.
         target: TokenSequences.
         max_source_length: The longest source kept, or None for any.
         max_target_length: The longest target kept, or None for any.
@@ -479,6 +592,7 @@ def filter_lengths(source, target, max_source_length=None, max_target_length=Non
         long_targets=int(long_target.sum()),
         max_source_length=max_source_length,
         max_target_length=max_target_length,
+        source_unit="tokens" if source is None else source.unit,
     )
     if not report.kept:
         raise InputError(f"{report.describe()} None is left: raise the limits.")

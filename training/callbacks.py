@@ -12,6 +12,7 @@ import numpy as np
 from keras_attention.models.files import atomic_write
 
 from .errors import InputError
+from .scores import check_tokenizer, text_scores
 
 
 class EpochOrder(keras.callbacks.Callback):
@@ -39,7 +40,40 @@ class Samples(keras.callbacks.Callback):
         results = self.pipeline(self.sources, beam_width=1)
         for source, target, result in zip(self.sources, self.targets, results, strict=True):
             mark = "=" if result.text == target else "≠"
-            self.say(f"  {source} -> {result.text} {mark} {target}")
+            self.say(f"  {_shown(source)} -> {result.text} {mark} {target}")
+
+
+class TextScores(keras.callbacks.Callback):
+    """Decodes validation texts by greedy search after each epoch and adds val_bleu and val_chrf to its logs.
+
+    Put it before the callbacks that read them.
+
+    Args:
+        pipeline: a Pipeline of text.
+        samples: Pairs.
+        tokenize: how BLEU finds words.
+    """
+
+    def __init__(self, pipeline, samples, tokenize):
+        super().__init__()
+        check_tokenizer(tokenize)
+        self.pipeline = pipeline
+        self.samples = samples
+        self.tokenize = tokenize
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs.update(self.scores(beam_width=1))
+
+    def scores(self, beam_width=None):
+        """{val_bleu, val_chrf} of the samples' answers."""
+        answers = [result.text for result in self.pipeline(self.samples.sources, beam_width, batch_size=64)]
+        scores = text_scores(answers, self.samples.targets, self.tokenize)
+        return {f"val_{name}": scores[name] for name in ("bleu", "chrf")}
+
+
+def _shown(source):
+    return source if isinstance(source, str) else f"[{len(source)} x {source.shape[1]} features]"
 
 
 class Checkpoints(keras.callbacks.Callback):

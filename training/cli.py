@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from .errors import InputError
+from .scores import METRICS
 
 SHADES = " ░▒▓█"
 
@@ -108,17 +109,95 @@ def train(recipe, data, out, init, settings, resume):
 @click.argument("source", type=click.Path())
 @click.argument("target", type=click.Path(), required=False)
 @click.option("--beam", type=click.IntRange(1), help="Beam width.")
+@click.option("--tokenize", metavar="NAME", help="Words of BLEU: 13a (the default), intl, none, char or zh.")
+@click.option("--by-length", "picture", metavar="OUT.png", type=click.Path(), help="Score by source length; draw it.")
+@click.option("--metric", type=click.Choice(METRICS), help="Of --by-length; bleu unless given.")
+@click.option("--compare", "others", metavar="RUN", multiple=True, help="Another run, beside this one; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(run, source, target, beam, as_json):
-    """Score RUN on two aligned files, SOURCE and TARGET, or on one TSV."""
-    from .evaluate import evaluate as score
+def evaluate(run, source, target, beam, tokenize, picture, metric, others, as_json):
+    """Score RUN on two aligned files, SOURCE and TARGET, or on one TSV.
 
-    scores = score(_load(run, of_text=True), source, target, beam, progress=_progress)
+    The recipe of a run may name the words of BLEU (data.bleu_tokenize).
+    """
+    from .evaluate import bleu_tokenizer, compare, tsv_columns
+    from .evaluate import evaluate as score
+    from .plots import check_picture
+
+    if picture:
+        check_picture(picture)
+    elif metric:
+        raise InputError(f"--metric {metric} says what --by-length draws: give --by-length OUT.png, too.")
+    runs = _names([run, *others])
+    folders = {name: find_run(each) for name, each in runs.items()}
+    options = {
+        "beam_width": beam,
+        "progress": _progress,
+        "tokenize": tokenize or bleu_tokenizer(folders),
+        "columns": (1, 2) if target else tsv_columns(folders),
+        "by_length": (metric or "bleu") if picture else None,
+    }
+    pipelines = {name: _load(each, of_text=True) for name, each in runs.items()}
+    if others:
+        scores = compare(pipelines, source, target, **options)
+    else:
+        scores = {name: score(pipeline, source, target, **options) for name, pipeline in pipelines.items()}
     if as_json:
-        click.echo(json.dumps(scores))
-        return
-    for key, value in scores.items():
-        click.echo(f"{key:20} {value:.4f}" if isinstance(value, float) else f"{key:20} {value}")
+        click.echo(json.dumps({"runs": scores} if others else next(iter(scores.values())), ensure_ascii=False))
+    else:
+        _print_scores(scores)
+    if picture:
+        _draw_by_length(scores, picture, title=Path(source).name)
+
+
+def _names(runs):
+    """{name: RUN}: the last part of each path where that tells the runs apart, otherwise RUN as it was given."""
+    names = [os.path.basename(os.path.abspath(run)) for run in runs]
+    names = [name if names.count(name) == 1 else run.rstrip(os.sep) for name, run in zip(names, runs, strict=True)]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{name} is given {names.count(name)} times: --compare expects other runs.")
+    return dict(zip(names, runs, strict=True))
+
+
+def _draw_by_length(scores, picture, title):
+    from .plots import plot_scores_by_length, save_figure
+
+    curves = {name: of_run["by_length"]["buckets"] for name, of_run in scores.items()}
+    drawn = next(iter(scores.values()))["by_length"]
+    save_figure(plot_scores_by_length(curves, drawn["metric"], title, drawn["unit"]), picture)
+
+
+def _print_scores(scores):
+    """A column for each run, headed by its name where there are several; then a table by length."""
+    first = next(iter(scores.values()))
+    once = ("bleu_signature", "chrf_signature")  # the same for all runs
+    rows = [[key, *(each[key] for each in scores.values())] for key in first if key not in (*once, "by_length")]
+    _print_table([["", *scores], *rows] if len(scores) > 1 else rows, widths=[20])
+    for key in once:
+        click.echo(f"{key:20} {first[key]}")
+    if "by_length" in first:
+        drawn = first["by_length"]
+        columns = [each["by_length"]["buckets"] for each in scores.values()]
+        rows = [_bucket_row(buckets) for buckets in zip(*columns, strict=True)]
+        heads = list(scores) if len(scores) > 1 else [drawn["metric"]]
+        click.echo(f"\n{drawn['metric']} by length of the source")
+        _print_table([[drawn["unit"], "pairs", *heads], *rows], widths=[10, 8])
+
+
+def _bucket_row(buckets):
+    """Range, pairs, and each run's score of one bucket."""
+    low, high = buckets[0]["low"], buckets[0]["high"]
+    scores = ["-" if bucket["score"] is None else bucket["score"] for bucket in buckets]
+    return [f"{low}-{high}" if low < high else low, buckets[0]["pairs"], *scores]
+
+
+def _print_table(rows, widths):
+    """Rows of cells; columns beyond `widths` are as wide as what stands in them."""
+    rows = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = widths + [max(map(_width, column)) for column in zip(*rows, strict=True)][len(widths) :]
+    for row in rows:
+        cells = (cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
+        click.echo(" ".join(cells).rstrip())
 
 
 def _progress(chunks):
@@ -174,10 +253,9 @@ def _ask(answer):
 @click.option("--beam", type=click.IntRange(1), help="Beam width.")
 def plot(run, text, picture, beam):
     """Draw the alignment of INPUT and its answer to OUT.png or .svg."""
-    from .plots import plot_alignment, save_figure
+    from .plots import check_picture, plot_alignment, save_figure
 
-    if not picture.lower().endswith((".png", ".svg")):
-        raise InputError(f"A picture's file name must end in .png or .svg; received {picture!r}.")
+    check_picture(picture)
     result = _load(run, of_text=True)([text], beam)[0]
     if result.attention is None:
         raise InputError(f"{run} was trained without attention: there is no alignment to draw.")

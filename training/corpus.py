@@ -2,6 +2,9 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
 
 from keras_attention.models.files import atomic_write
 from keras_attention.models.tokenizers import (
@@ -10,16 +13,32 @@ from keras_attention.models.tokenizers import (
     load_tokenizer,
     save_tokenizer,
 )
+from keras_attention.models.words import WordPieceTokenizer, WordTokenizer
 
 from .batching import Batches, TokenSequences, filter_lengths
-from .datasets import Pairs, find_pairs, read_parallel, seeded_split, split_files, tokenize_pairs
+from .datasets import (
+    Pairs,
+    find_pairs,
+    read_parallel,
+    read_tsv,
+    seeded_split,
+    split_files,
+    tokenize_pairs,
+)
 from .errors import InputError
 from .tasks import get_task
 
 VOCABULARY_EXAMPLES = 100000  # of a task, to learn tokenizers from
+KINDS = {
+    "characters": CharacterTokenizer,
+    "words": WordTokenizer,
+    "wordpiece": WordPieceTokenizer,
+    "bpe": SentencePieceTokenizer,
+    "unigram": SentencePieceTokenizer,
+}
 SIDES, SPLITS = ("source", "target"), ("train", "val")
 MAX_LINES = 1000000  # of a file, to learn SentencePiece from: drawn by its seed
-SAMPLES = 64  # validation texts that are kept as text, for samples and pictures
+SAMPLES = 2000  # validation pairs at most that are kept as text, for samples, pictures, BLEU and chrF
 
 
 @dataclass
@@ -27,21 +46,29 @@ class Corpus:
     """What a training reads.
 
     Attributes:
-        source_vocabulary, target_vocabulary: numbers of ids.
-        train: a pair of TokenSequences, or a function of the epoch that draws one.
-        val: a pair of TokenSequences.
-        tokenizers: (source, target); (None, None) where TensorFlow is missing.
-        samples: some validation pairs as text.
+        source_vocabulary, target_vocabulary: numbers of ids; the source's is None for features.
+        train: a pair of sequences (tokens, or features as the source), or a function of the epoch that draws one.
+        val: a pair of sequences.
+        tokenizers: (source, target); None for a source of features, and both where TensorFlow is missing.
+        samples: some validation pairs as text; sources that are features are arrays [S, F].
         notes: sentences about what was left out or drawn, to be shown.
+        source_width: F, where the source is features, or None.
     """
 
-    source_vocabulary: int
+    source_vocabulary: int | None
     target_vocabulary: int
     train: object
     val: tuple
     tokenizers: tuple = (None, None)
     samples: Pairs = field(default_factory=lambda: Pairs([], []))
     notes: list = field(default_factory=list)
+    source_width: int | None = None
+
+    def describe(self):
+        """What the model reads and writes, in a few words."""
+        if self.source_width is not None:
+            return f"{self.source_width} features a step and a vocabulary of {self.target_vocabulary:,}"
+        return f"vocabularies of {self.source_vocabulary:,} and {self.target_vocabulary:,}"
 
     def batches(self, training, seed):
         """(train, val) as `Batches`."""
@@ -60,49 +87,50 @@ def prepare(recipe, folder, tokenizers=None):
     """
     if all(path.exists() for path in _kept_files(folder)):
         return _load(recipe, folder)
-    tokenizers = tokenizers or _load_tokenizers(folder)
+    if tokenizers is not None:
+        _check_kinds(recipe, tokenizers)
+    kept = _load_tokenizers(folder)
     if recipe.data.task and not (recipe.data.folder or recipe.data.source):
-        return _from_task(recipe, folder, tokenizers)
-    return _from_files(recipe, folder, tokenizers)
+        return _from_task(recipe, folder, kept, tokenizers)
+    return _from_files(recipe, folder, kept, tokenizers)
 
 
-def _from_task(recipe, folder, tokenizers):
-    task, data = get_task(recipe.data.task), recipe.data
-    options = {} if data.locales is None else {"locales": tuple(data.locales)}
+def _from_task(recipe, folder, tokenizers, begin_with):
+    pairs, data = partial(get_task(recipe.data.task).pairs, seed=recipe.seed, **recipe.task), recipe.data
+    texts = Pairs(*pairs(data.held_out, split="val"))
+    of_features = not isinstance(texts.sources[0], str)
+    notes = []
+    if of_features and begin_with is not None:
+        raise InputError(f"The task {data.task} gives features as sources, and the run of --init reads text.")
     if tokenizers is None:
-        tokenizers = _learn(recipe, *task.pairs(VOCABULARY_EXAMPLES, seed=recipe.seed, split="train", **options))
+        drawn = pairs(VOCABULARY_EXAMPLES, split="train")
+        tokenizers = _extend(begin_with, drawn, notes) if begin_with else _learn(recipe, *drawn, of_features)
     _save_tokenizers(tokenizers, folder)
 
-    notes = []
-
     def draw(epoch):
-        texts = task.pairs(data.examples, seed=recipe.seed, epoch=epoch, split="train", **options)
-        sequences, note = _within(recipe, tokenize_pairs(*texts, *tokenizers))
-        notes.extend([f"train, epoch {epoch + 1}: {note}"] if note else [])
-        return sequences
+        drawn = tokenize_pairs(*pairs(data.examples, epoch=epoch, split="train"), *tokenizers)
+        return _within(recipe, drawn, f"train, epoch {epoch + 1}", notes)
 
-    texts = Pairs(*task.pairs(data.held_out, seed=recipe.seed, split="val", **options))
     tokens = tokenize_pairs(texts.sources, texts.targets, *tokenizers)
-    val, note = _within(recipe, tokens)
-    notes.extend([f"val: {note}"] if note else [])
-    sizes = [tokenizer.vocabulary_size for tokenizer in tokenizers]
-    return Corpus(*sizes, draw, val, tokenizers, _samples(recipe, texts, tokens), notes)
+    val = _within(recipe, tokens, "val", notes)
+    sizes = [tokenizer and tokenizer.vocabulary_size for tokenizer in tokenizers]
+    width = tokens[0].width if of_features else None
+    return Corpus(*sizes, draw, val, tokenizers, _samples(recipe, texts, tokens), notes, width)
 
 
-def _from_files(recipe, folder, tokenizers):
+def _from_files(recipe, folder, tokenizers, begin_with):
     train, val, notes = read_pairs(recipe)
     if tokenizers is None:
-        tokenizers = _learn(recipe, train.sources, train.targets)
+        texts = (train.sources, train.targets)
+        tokenizers = _extend(begin_with, texts, notes) if begin_with else _learn(recipe, *texts)
     _save_tokenizers(tokenizers, folder)
     stored = folder / "tokens"
     stored.mkdir(parents=True, exist_ok=True)
     for name, pairs in zip(SPLITS, (train, val), strict=True):
         tokens = tokenize_pairs(pairs.sources, pairs.targets, *tokenizers)
         samples = _samples(recipe, pairs, tokens)  # those of the last split, val
-        sequences, note = _within(recipe, tokens)
-        notes += [f"{name}: {note}"] if note else []
-        for side, tokens in zip(SIDES, sequences, strict=True):
-            tokens.save(stored / f"{name}.{side}")
+        for side, sequences in zip(SIDES, _within(recipe, tokens, name, notes), strict=True):
+            sequences.save(stored / f"{name}.{side}")
     description = {
         "source_vocabulary": tokenizers[0].vocabulary_size,
         "target_vocabulary": tokenizers[1].vocabulary_size,
@@ -118,20 +146,24 @@ def read_pairs(recipe):
     """(train, val, notes) of a recipe's files."""
     data = recipe.data
     notes = []
-    if bool(data.source) != bool(data.target):
-        raise InputError("data.source and data.target belong together: give both files.")
-    if bool(data.val_source) != bool(data.val_target):
-        raise InputError("data.val_source and data.val_target belong together: give both files.")
+    for key, other in (("target", "source"), ("val_target", "val_source"), ("val_source", "source")):
+        if getattr(data, key) and not getattr(data, other):
+            raise InputError(f"data.{key} needs data.{other}: give both files.")
+
+    def read(source, target):
+        return read_parallel(source, target) if target else read_tsv(source, data.columns)
+
     if data.source:
-        train, val = read_parallel(data.source, data.target), None
-        if data.val_source:
-            val = read_parallel(data.val_source, data.val_target)
+        train = read(data.source, data.target)
+        val = read(data.val_source, data.val_target) if data.val_source else None
     elif data.folder:
-        train = find_pairs(data.folder, "train", data.pair)
-        val = find_pairs(data.folder, "val", data.pair) if split_files(data.folder, "val", data.pair) else None
+        train = find_pairs(data.folder, "train", data.pair, data.columns)
+        has_val = split_files(data.folder, "val", data.pair)
+        val = find_pairs(data.folder, "val", data.pair, data.columns) if has_val else None
     else:
         raise InputError(
-            f"The recipe {recipe.name} needs data: give --data DIR, or --set data.source=FILE --set data.target=FILE."
+            f"The recipe {recipe.name} needs data: give --data DIR, --set data.source=TSV, or --set data.source=FILE "
+            "--set data.target=FILE."
         )
     notes += [pairs.note for pairs in (train, val) if pairs is not None and pairs.note]
     if val is None:
@@ -173,25 +205,56 @@ def _load(recipe, folder):
     )
 
 
-def _learn(recipe, sources, targets):
+def _learn(recipe, sources, targets, of_features=False):
     return (
-        _learn_one("source_tokenizer", recipe.source_tokenizer, sources),
+        None if of_features else _learn_one("source_tokenizer", recipe.source_tokenizer, sources),
         _learn_one("target_tokenizer", recipe.target_tokenizer, targets),
     )
 
 
 def _learn_one(section, options, lines):
-    if options.kind == "characters":
-        return CharacterTokenizer.learn(lines, byte_fallback=options.byte_fallback)
+    size = options.vocabulary_size
     try:
-        return SentencePieceTokenizer.learn(lines, options.vocabulary_size, kind=options.kind, max_lines=MAX_LINES)
+        if options.kind == "characters":
+            return CharacterTokenizer.learn(lines, byte_fallback=options.byte_fallback)
+        if options.kind == "words":
+            return WordTokenizer.learn(lines, size, split=options.split, lower=options.lower)
+        if options.kind == "wordpiece":
+            return WordPieceTokenizer.learn(lines, size, lower=options.lower)
+        return SentencePieceTokenizer.learn(lines, size, kind=options.kind, max_lines=MAX_LINES)
     except ValueError as error:
         raise InputError(f"[{section}] {error}") from error
 
 
+def _extend(tokenizers, texts, notes):
+    """Another run's tokenizers; to characters those are appended that only the new texts (sources, targets) have."""
+    found = []
+    for side, tokenizer, lines in zip(SIDES, tokenizers, texts, strict=True):
+        if isinstance(tokenizer, CharacterTokenizer):
+            known, tokenizer = tokenizer.characters, tokenizer.extended(lines)
+            if new := tokenizer.characters[len(known) :]:
+                shown = new if len(new) <= 40 else f"{new[:40]}… ({len(new)} in all)"
+                notes.append(f"The {side} vocabulary of --init lacked these characters, now added: {shown}")
+        found.append(tokenizer)
+    return tuple(found)
+
+
+def _check_kinds(recipe, tokenizers):
+    """Refuses the tokenizers of another run where the recipe asks for another kind."""
+    for side, tokenizer in zip(SIDES, tokenizers, strict=True):
+        kind = getattr(recipe, f"{side}_tokenizer").kind
+        if not isinstance(tokenizer, KINDS[kind]):
+            known = " or ".join(name for name, its_class in KINDS.items() if isinstance(tokenizer, its_class))
+            raise InputError(
+                f"The recipe asks for a {side} tokenizer of the kind {kind}, and that of the run of --init is {known}: "
+                f"give --set {side}_tokenizer.kind={known.split()[0]}, or train without --init."
+            )
+
+
 def _save_tokenizers(tokenizers, folder):
     for side, tokenizer in zip(SIDES, tokenizers, strict=True):
-        save_tokenizer(tokenizer, folder / f"{side}.tokenizer.json")
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, folder / f"{side}.tokenizer.json")
 
 
 def _load_tokenizers(folder):
@@ -202,13 +265,17 @@ def _load_tokenizers(folder):
 def _samples(recipe, pairs, tokens):
     """The first pairs that a pipeline accepts."""
     longest = min(recipe.data.max_source_length, recipe.decoding.max_source_length)
-    chosen = [i for i in range(len(pairs)) if tokens[0].lengths[i] <= longest][:SAMPLES]
+    chosen = np.flatnonzero(tokens[0].lengths <= longest)[:SAMPLES]
     return Pairs([pairs.sources[i] for i in chosen], [pairs.targets[i] for i in chosen])
 
 
-def _within(recipe, sequences):
-    """The pairs within the length limits, and a sentence about the others ("" if there are none)."""
-    keep, report = filter_lengths(*sequences, recipe.data.max_source_length, recipe.data.max_target_length)
+def _within(recipe, sequences, name, notes):
+    """The pairs within the length limits; a sentence about the others is added to the notes."""
+    try:
+        keep, report = filter_lengths(*sequences, recipe.data.max_source_length, recipe.data.max_target_length)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     if not report.dropped:
-        return sequences, ""
-    return tuple(side.select(keep) for side in sequences), report.describe()
+        return sequences
+    notes.append(f"{name}: {report.describe()}")
+    return tuple(side.select(keep) for side in sequences)

@@ -1,13 +1,18 @@
 """Pairs of lines from text files, and their tokens."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from .batching import TokenSequences
+from .batching import FeatureSequences, TokenSequences
 from .errors import InputError
 
+# What Anki writes at the top of an export, such as "#separator:tab" or "#tags column:3".
+_ANKI_HEADER = re.compile(
+    r"#(separator|html|columns|notetype|deck|tags|guid|(notetype|deck|tags|guid) column)\s*:", re.I
+)
 OTHER_NAMES = {"val": ("val", "dev"), "dev": ("dev", "val")}
 
 
@@ -16,10 +21,10 @@ class Pairs:
     """Aligned lines.
 
     Attributes:
-        sources: A list of n strings.
+        sources: A list of n strings (or, drawn by a task, of n arrays [S, F]).
         targets: A list of n strings.
         skipped: How many pairs were left out because a side was empty.
-        note: One sentence that says so with file and lines, to be shown; "" if none was left out.
+        note: What was left out, with file and lines, to be shown; "" if nothing was.
     """
 
     sources: list
@@ -88,35 +93,56 @@ def read_parallel(source_path, target_path):
     return _pairs_without_empty(zip(sources, targets, strict=True), f"{source_path} and {target_path}")
 
 
-def read_tsv(path):
-    """Reads source and target from the first two columns of a file separated by tabs.
+def read_tsv(path, columns=(1, 2)):
+    """Reads source and target from two columns of a file separated by tabs.
 
-    Further columns are ignored, and quotation marks mean nothing. Blanks at both ends of a column are
-    removed. A pair with an empty side, an empty line included, is left out, counted and noted.
+    All rows have the number of columns of the first one. Columns beside the two are ignored (Anki's third says who
+    wrote a sentence), and quotation marks mean nothing. What Anki writes at the top of an export, such as
+    "#separator:tab", is left out and noted. Blanks at both ends of a column are removed. A pair with an empty side, an
+    empty line included, is left out, counted and noted.
 
     Args:
         path: The file.
+        columns: The numbers of the source's and the target's column, counted from 1; (2, 1) turns the file round.
 
     Returns:
         Pairs.
 
     Raises:
-        InputError: If a line has fewer than two columns, every pair has an empty side, or the file cannot be
-            read.
+        InputError: If a row has too few columns or others than the first one, every pair has an empty side, or the
+            file cannot be read.
     """
-    rows = []
-    for number, line in enumerate(read_lines(path), start=1):
-        columns = line.split("\t") if line.strip() else ["", ""]
-        if len(columns) < 2:
-            raise InputError(f"{path}, line {number}: expected 2 tab-separated columns, received 1.")
-        rows.append(columns[:2])
-    return _pairs_without_empty(rows, str(path))
+    lines = read_lines(path)
+    begin = next((i for i, line in enumerate(lines) if not _ANKI_HEADER.match(line)), len(lines))
+    rows, expected = [], None
+    for number, line in enumerate(lines[begin:], start=begin + 1):
+        if not line.strip():
+            rows.append(("", ""))
+            continue
+        cells = line.split("\t")
+        expected = expected or (number, len(cells))
+        if len(cells) < max(columns):
+            hint = "; sources alone need a second file, of their targets" if expected == (number, 1) else ""
+            raise InputError(
+                f"{path}, line {number}: expected {max(columns)} tab-separated columns, received {len(cells)}{hint}."
+            )
+        if len(cells) != expected[1]:
+            raise InputError(
+                f"{path}, line {number}: received {len(cells)} tab-separated columns, and line {expected[0]} has "
+                f"{expected[1]}; give every line the same number."
+            )
+        rows.append((cells[columns[0] - 1], cells[columns[1] - 1]))
+    pairs = _pairs_without_empty(rows, str(path), first=begin + 1)
+    if not begin:
+        return pairs
+    header = f"Skipped the header that Anki wrote at the top of {path}: {begin} {'line' if begin == 1 else 'lines'}."
+    return replace(pairs, note=f"{header} {pairs.note}".rstrip())
 
 
-def _pairs_without_empty(rows, where):
-    """Strips pairs of strings and leaves out those with an empty side."""
+def _pairs_without_empty(rows, where, first=1):
+    """Strips pairs of strings, the first of which stands in line `first`, and leaves out those with an empty side."""
     sources, targets, empty_lines = [], [], []
-    for number, (source, target) in enumerate(rows, start=1):
+    for number, (source, target) in enumerate(rows, start=first):
         source, target = source.strip(), target.strip()
         if source and target:
             sources.append(source)
@@ -186,13 +212,14 @@ def _suffixes(pair):
     return suffixes
 
 
-def find_pairs(folder, split, pair=None):
+def find_pairs(folder, split, pair=None, columns=(1, 2)):
     """Reads one split of a data folder from the files that `split_files` finds.
 
     Args:
         folder: The data folder.
         split: "train", "val", "dev" or "test".
         pair: Source and target suffix, such as "en-de", or None.
+        columns: Of a TSV, see `read_tsv`.
 
     Returns:
         Pairs.
@@ -204,7 +231,7 @@ def find_pairs(folder, split, pair=None):
     paths = split_files(folder, split, pair)
     if not paths:
         raise InputError(_describe_missing(Path(folder), split, pair))
-    return read_tsv(paths[0]) if len(paths) == 1 else read_parallel(*paths)
+    return read_tsv(paths[0], columns) if len(paths) == 1 else read_parallel(*paths)
 
 
 def _describe_missing(folder, split, pair):
@@ -245,7 +272,9 @@ def seeded_split(pairs, fraction=0.05, seed=0, maximum=1000):
     (2, 1)
     """
     if len(pairs) < 2:
-        raise InputError(f"Drawing validation data needs at least 2 pairs. Received: {len(pairs)}.")
+        raise InputError(
+            f"Drawing validation data needs at least 2 pairs. Received: {len(pairs)}; give more, or a validation file."
+        )
     if not 0 < fraction < 1:
         raise InputError(f"The share of validation data must lie between 0 and 1. Received: {fraction}.")
     count = min(maximum, len(pairs) - 1, max(1, round(fraction * len(pairs))))
@@ -283,14 +312,20 @@ def tokenize_pairs(sources, targets, source_tokenizer, target_tokenizer, chunk=4
     """Tokenizes both sides of pairs, some lines at a time.
 
     Args:
-        sources: A list of strings.
+        sources: A list of strings; without a source tokenizer, of arrays [S, F].
         targets: A list of strings.
-        source_tokenizer: Tokenizes the sources.
+        source_tokenizer: Tokenizes the sources; None for features.
         target_tokenizer: Tokenizes the targets.
         chunk: How many lines are tokenized at once.
 
     Returns:
-        (source, target): TokenSequences each, without START and END.
+        (source, target): TokenSequences each, without START and END; FeatureSequences as source for features.
+
+    Raises:
+        InputError: If features are not of one width, or not finite.
     """
-    source = tokenize_lines(sources, source_tokenizer, chunk)
+    if source_tokenizer is None:
+        source = FeatureSequences.from_lists(sources)
+    else:
+        source = tokenize_lines(sources, source_tokenizer, chunk)
     return source, tokenize_lines(targets, target_tokenizer, chunk)

@@ -37,11 +37,12 @@ def main():
     began = time.perf_counter()
     recipe = load_recipe("demo")
     out = default_out("demo", resume=False)
-    click.echo(f"Training dates in {len(recipe.data.locales)} locales: {', '.join(recipe.data.locales)}")
+    locales = recipe.task["locales"]
+    click.echo(f"Training dates in {len(locales)} locales: {', '.join(locales)}")
     metrics = train(recipe, out, say=click.echo)
 
     pipeline = Pipeline.load(out)
-    held_out = dates.draw(1000, seed=recipe.seed, split="test", locales=recipe.data.locales)
+    held_out = dates.draw(1000, seed=recipe.seed, split="test", locales=locales)
     results = pipeline([example.source for example in held_out], batch_size=128)
     right = sum(result.text == example.target for example, result in zip(held_out, results, strict=True))
     click.echo(f"\nExact match on 1,000 held-out dates: {right / 1000:.3f}\nTen of them:")

@@ -1,6 +1,8 @@
-"""Scores of a trained model on two aligned files or one TSV."""
+"""Scores of trained models on two aligned files or one TSV."""
 
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -8,11 +10,22 @@ from .batching import Batches
 from .datasets import read_parallel, read_tsv, tokenize_pairs
 from .errors import InputError
 from .metrics import Perplexity, TokenAccuracy
+from .scores import check_metric, check_tokenizer, scores_by_length, source_lengths, text_scores
 
 CHUNK = 512  # texts decoded between two signs of progress
 
 
-def evaluate(pipeline, source, target=None, beam_width=None, batch_size=64, progress=iter):
+def evaluate(
+    pipeline,
+    source,
+    target=None,
+    beam_width=None,
+    batch_size=64,
+    progress=iter,
+    tokenize="13a",
+    by_length=None,
+    columns=(1, 2),
+):
     """Decodes the sources and compares with the targets.
 
     Args:
@@ -21,32 +34,90 @@ def evaluate(pipeline, source, target=None, beam_width=None, batch_size=64, prog
         beam_width: W, or None for the pipeline's own.
         batch_size: texts decoded together.
         progress: called with a list of pieces of work, gives them back one by one.
+        tokenize: how BLEU finds words, see `text_scores`.
+        by_length: "bleu", "chrf" or "exact_match": that metric by length of the source, too.
+        columns: numbers of the source's and the target's column of a TSV, counted from 1.
 
     Returns:
-        A dict: pairs, exact_match (share of texts that equal their target), token_accuracy and perplexity (given the
-        true tokens before each), beam_width, seconds (of decoding), and skipped, pairs with an empty side.
+        A dict: pairs; skipped, pairs with an empty side; exact_match, the share of texts that equal their target; bleu
+        and chrf, from 0 to 100; token_accuracy and perplexity, given the true tokens before each; beam_width;
+        seconds, of decoding; bleu_signature and chrf_signature. With by_length also by_length: a dict of its metric,
+        the unit of lengths (`source_lengths`) and the buckets of `scores_by_length`.
 
     Raises:
-        InputError: a file is wrong, in one sentence.
+        InputError: a file or an option is wrong, in one sentence.
     """
-    pairs = read_tsv(source) if target is None else read_parallel(source, target)
-    began = time.perf_counter()
-    try:
-        pipeline.check_inputs(pairs.sources)  # before the work, and with their own numbers
-        chunks = [pairs.sources[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
-        results = [r for chunk in progress(chunks) for r in pipeline(chunk, beam_width, batch_size=batch_size)]
-    except ValueError as error:
-        raise InputError(f"{source}: {error}") from error
-    seconds = time.perf_counter() - began
-    right = [result.text == text for result, text in zip(results, pairs.targets, strict=True)]
+    pairs = _read(source, target, columns)
+    _check_options(tokenize, by_length)
+    _check_sources(pipeline, pairs, source)
+    return _evaluate(pipeline, pairs, beam_width, batch_size, progress, tokenize, by_length)
+
+
+def compare(
+    pipelines,
+    source,
+    target=None,
+    beam_width=None,
+    batch_size=64,
+    progress=iter,
+    tokenize="13a",
+    by_length=None,
+    columns=(1, 2),
+):
+    """Evaluates several pipelines on the same files; each must accept every source before the first one decodes.
+
+    Args:
+        pipelines: a dict from a name to a Pipeline of text.
+        source, target, beam_width, batch_size, progress, tokenize, by_length, columns: see `evaluate`.
+
+    Returns:
+        A dict from each name to what `evaluate` returns; lengths and buckets are the same for all.
+
+    Raises:
+        InputError: a file or an option is wrong, in one sentence.
+    """
+    pairs = _read(source, target, columns)
+    _check_options(tokenize, by_length)
+    for name, pipeline in pipelines.items():
+        _check_sources(pipeline, pairs, f"{name}, {source}")
     return {
-        "pairs": len(pairs),
-        "skipped": pairs.skipped,
-        "exact_match": float(np.mean(right)),
-        **teacher_forced(pipeline, pairs),
-        "beam_width": beam_width or pipeline.options.beam_width,
-        "seconds": round(seconds, 2),
+        name: _evaluate(pipeline, pairs, beam_width, batch_size, progress, tokenize, by_length)
+        for name, pipeline in pipelines.items()
     }
+
+
+def bleu_tokenizer(folders):
+    """How BLEU finds words in the texts of some runs: data.bleu_tokenize of their recipes, "13a" where it is not set.
+
+    Args:
+        folders: a dict from a run's name to its folder.
+
+    Raises:
+        InputError: the runs disagree, or a recipe.json is damaged.
+    """
+    return _agreed(folders, "bleu_tokenize", "13a", "count BLEU in different words", "choose by --tokenize") or "none"
+
+
+def tsv_columns(folders):
+    """Source and target column of a TSV for some runs: data.columns of their recipes, [1, 2] where it is not set.
+
+    Args:
+        folders: a dict from a run's name to its folder.
+
+    Raises:
+        InputError: the runs disagree, or a recipe.json is damaged.
+    """
+    return _agreed(folders, "columns", [1, 2], "read different columns", "give two aligned files")
+
+
+def _agreed(folders, key, default, difference, remedy):
+    """The value of a key of [data] that the recipes of all runs have."""
+    values = {name: _recipe_data(Path(folder)).get(key, default) for name, folder in folders.items()}
+    first = next(iter(values.values()))
+    if any(value != first for value in values.values()):
+        listing = ", ".join(f"{name}: {value}" for name, value in values.items())
+        raise InputError(f"The recipes of these runs {difference} ({listing}): {remedy}.")
+    return first
 
 
 def teacher_forced(pipeline, pairs):
@@ -58,3 +129,57 @@ def teacher_forced(pipeline, pairs):
         for metric in metrics:
             metric.update_state(y, logits)
     return {metric.name: float(metric.result()) for metric in metrics}
+
+
+def _read(source, target, columns):
+    return read_tsv(source, columns) if target is None else read_parallel(source, target)
+
+
+def _check_options(tokenize, by_length):
+    check_tokenizer(tokenize)
+    if by_length is not None:
+        check_metric(by_length)
+
+
+def _check_sources(pipeline, pairs, where):
+    """Tells of a source that the pipeline refuses before the work, and with its own number."""
+    try:
+        pipeline.check_inputs(pairs.sources)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _evaluate(pipeline, pairs, beam_width, batch_size, progress, tokenize, by_length):
+    began = time.perf_counter()
+    chunks = [pairs.sources[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
+    answers = [r.text for chunk in progress(chunks) for r in pipeline(chunk, beam_width, batch_size=batch_size)]
+    seconds = time.perf_counter() - began
+    scores = text_scores(answers, pairs.targets, tokenize)
+    result = {
+        "pairs": len(pairs),
+        "skipped": pairs.skipped,
+        "exact_match": float(np.mean([answer == text for answer, text in zip(answers, pairs.targets, strict=True)])),
+        "bleu": scores["bleu"],
+        "chrf": scores["chrf"],
+        **teacher_forced(pipeline, pairs),
+        "beam_width": beam_width or pipeline.options.beam_width,
+        "seconds": round(seconds, 2),
+        "bleu_signature": scores["bleu_signature"],
+        "chrf_signature": scores["chrf_signature"],
+    }
+    if by_length is not None:
+        lengths, unit = source_lengths(pairs.sources)
+        buckets = scores_by_length(lengths, answers, pairs.targets, by_length, tokenize=tokenize)
+        result["by_length"] = {"metric": by_length, "unit": unit, "buckets": buckets}
+    return result
+
+
+def _recipe_data(folder):
+    """The section [data] of a run's recipe; empty for a pretrained model and what Pipeline.save wrote."""
+    path = folder / "recipe.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")).get("data") or {})
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error

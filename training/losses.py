@@ -182,7 +182,8 @@ def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, bloc
             scaled = ops.cast(ops.cast(x, "float32") * share, compute_dtype)
             by_matrix = by_matrix + ops.cast(ops.matmul(ops.transpose(exponentials), scaled), "float32")
             by_bias = by_bias + ops.matmul(ops.transpose(share), ops.cast(exponentials, "float32"))[0]
-        return number + 1, statistics, by_features, by_matrix, by_bias
+        after = _after(number + 1, statistics, by_features, by_matrix, by_bias)
+        return after, statistics, by_features, by_matrix, by_bias
 
     rows, columns = (blocks * block, vocabulary) if with_gradients else (0, 0)
     start = (
@@ -202,6 +203,16 @@ def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, bloc
     if with_gradients:
         gradients = _add_targets(gradients, features, matrix, mean_row, targets, weights, label_smoothing)
     return losses, nll, hits, gradients
+
+
+def _after(value, *others):
+    """The value, once the others are there: TensorFlow would compute several blocks at a time."""
+    if keras.backend.backend() != "tensorflow":
+        return value
+    import tensorflow as tf
+
+    with tf.control_dependencies(others):
+        return tf.identity(value)
 
 
 def _add_targets(gradients, features, matrix, mean_row, targets, weights, label_smoothing):

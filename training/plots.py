@@ -1,4 +1,4 @@
-"""Pictures of attention and of training: from arrays and labels to a matplotlib Figure.
+"""Pictures of attention, training and scores: from arrays and labels to a matplotlib Figure.
 
 They use matplotlib's objects without pyplot, so they need no display and leave no state behind. Each
 character is drawn from the first font that has it, so that Hangul shows beside Latin, Greek and Cyrillic.
@@ -6,6 +6,7 @@ character is drawn from the first font that has it, so that Hangul shows beside 
 
 import functools
 import importlib.util
+import tempfile
 import textwrap
 import unicodedata
 import warnings
@@ -32,6 +33,8 @@ _FAMILIES = (
     "Microsoft YaHei",
     "PingFang SC",
 )
+_SCORES = {"bleu": "BLEU", "chrf": "chrF", "exact_match": "exact match"}
+_MARKERS = "os^Dv"
 _VISIBLE = str.maketrans({" ": "␣", "\u00a0": "␣", "\u3000": "␣", "\t": "⇥", "\n": "↵", "\r": "↵"})
 _REMEDIES = {
     "Hangul": "koreanize-matplotlib with pip, or Debian's fonts-nanum",
@@ -127,6 +130,45 @@ def plot_history(history, title=None):
     return figure
 
 
+def plot_scores_by_length(curves, metric, title=None, unit="words"):
+    """Draws a score against the length of the source, one line a model, above the number of pairs of each bucket.
+
+    Args:
+        curves: A dict from a model's name to its buckets, as `scores.scores_by_length` returns them: dicts with low,
+            high, pairs and score. The buckets of all models must be the same.
+        metric: What the scores are: "bleu", "chrf", "exact_match", or any other word.
+        title: Text above the picture.
+        unit: What lengths are counted in.
+
+    Returns:
+        A `matplotlib.figure.Figure` with an axes of scores and one of pairs.
+
+    Raises:
+        ValueError: If there is nothing to draw, or the buckets differ.
+
+    Example:
+
+    >>> buckets = [{"low": 1, "high": 5, "pairs": 31, "score": 30.7}, {"low": 6, "high": 10, "pairs": 43, "score": 29}]
+    >>> figure = plot_scores_by_length({"additive": buckets}, "bleu")
+    >>> [tick.get_text() for tick in figure.axes[1].get_xticklabels()]
+    ['1–5', '6–10']
+    """
+    ranges, pairs = _same_buckets(curves)
+    size = 0.09 * max(map(_columns, ([label] for label in ranges))) + 0.15  # of a bucket, in inches
+    width = max(4.8, max(size, 0.55) * len(ranges) + 1.2)
+    figure = _new_figure(width, 3.9 + 0.25 * len(curves), title)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
+    _draw_scores(above, curves)
+    above.set_ylabel(_SCORES.get(metric, metric), parse_math=False)
+    above.set_ylim(0, 1.05 if metric == "exact_match" else max(1, 1.08 * above.dataLim.ymax))
+    _draw_pairs(below, pairs)
+    below.set_xticks(range(len(ranges)), ranges)
+    margin = max(0.6, 1.5 - len(ranges) / 2)
+    below.set_xlim(-margin, len(ranges) - 1 + margin)
+    below.set_xlabel(f"length of the source ({unit})", parse_math=False)
+    return figure
+
+
 def save_figure(figure, path):
     """Writes a figure as .png or .svg, whichever the path's suffix says; an SVG holds its text as outlines.
 
@@ -151,9 +193,7 @@ def save_figure(figure, path):
     'loss.png'
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (".png", ".svg"):
-        raise InputError(f"A picture's file name must end in .png or .svg; received {str(path)!r}.")
+    suffix = _suffix(path)
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,17 +205,53 @@ def save_figure(figure, path):
     return path
 
 
-def _new_figure(width, height, title):
-    """An empty Figure of a size in inches, higher by its title's lines, that makes room for its labels."""
+def check_picture(path):
+    """Tells, before the work that it shows, of a picture that `save_figure` could not write; writes nothing.
+
+    Args:
+        path: Where the picture is to be written.
+
+    Raises:
+        InputError: If the path has another suffix than .png or .svg, matplotlib is missing, or the folder cannot be
+            written.
+    """
+    path = Path(path)
+    _suffix(path)
+    _figure_class()
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: expected the file name of a picture.")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be written in {folder}: {error.strerror or error}.") from error
+
+
+def _suffix(path):
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".svg"):
+        raise InputError(f"A picture's file name must end in .png or .svg; received {str(path)!r}.")
+    return suffix
+
+
+def _figure_class():
+    try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError('Plots need matplotlib: pip install "keras-attention-zoo[train]".') from error
+    return Figure
+
+
+def _new_figure(width, height, title):
+    """An empty Figure of a size in inches, higher by its title's lines, that makes room for its labels."""
+    figure_class = _figure_class()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     title = title or ""
     lines = textwrap.wrap(title, max(1, int(9 * width * len(title) / max(1, _columns([title])))))  # 9 columns an inch
     lines, style = _drawable(lines)
-    figure = Figure(figsize=(width, height + 0.3 * len(lines)), layout="constrained")
+    figure = figure_class(figsize=(width, height + 0.3 * len(lines)), layout="constrained")
     FigureCanvasAgg(figure)
     if lines:
         figure.suptitle("\n".join(lines), **style)
@@ -204,6 +280,44 @@ def _plot_curve(axes, values, label, color):
         epochs = np.arange(1, len(values) + 1)
         known = np.isfinite(values)
         axes.plot(epochs[known], values[known], color=color, marker=".", markersize=5, label=label)
+
+
+def _same_buckets(curves):
+    """(labels, pairs) of the buckets, which all curves must share."""
+    shapes = [[(bucket["low"], bucket["high"], bucket["pairs"]) for bucket in buckets] for buckets in curves.values()]
+    if not shapes or not shapes[0] or any(shape != shapes[0] for shape in shapes):
+        raise ValueError(
+            "plot_scores_by_length expects one curve or more, all with the same buckets (low, high and pairs), at "
+            f"least one of them. Received: {dict(zip(curves, shapes, strict=True))}."
+        )
+    return [f"{low}–{high}" if low < high else f"{low}" for low, high, _ in shapes[0]], [n for *_, n in shapes[0]]
+
+
+def _draw_scores(axes, curves):
+    """A line with markers for each curve, a little beside the others so that equal scores stay visible."""
+    shifts = min(0.1, 0.5 / len(curves)) * (np.arange(len(curves)) - (len(curves) - 1) / 2)
+    for index, (shift, buckets) in enumerate(zip(shifts, curves.values(), strict=True)):
+        scores = [np.nan if bucket["score"] is None else bucket["score"] for bucket in buckets]
+        style = {"color": f"C{index % 10}", "marker": _MARKERS[index % len(_MARKERS)], "clip_on": False, "zorder": 3}
+        axes.plot(np.arange(len(scores)) + shift, scores, label=str(index), **style)
+    axes.grid(color="0.9", linewidth=0.5)
+    legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    names, style = _drawable(list(curves))
+    for text, name in zip(legend.get_texts(), names, strict=True):  # as labels, names that begin with "_" are hidden
+        text.set(text=name, **style)
+
+
+def _draw_pairs(axes, pairs):
+    """Light bars with their numbers above them and no frame."""
+    axes.bar(range(len(pairs)), pairs, width=0.6, color="0.85")
+    for index, number in enumerate(pairs):
+        place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(f"{number:,}", (index, number), fontsize=8, color="0.4", **place)
+    axes.set_ylabel("pairs", color="0.4")
+    axes.set_ylim(0, 1.5 * max(1, *pairs))
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.spines[["left", "right", "top"]].set_visible(False)
 
 
 def _visible(pieces):

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from keras_attention.models import Pipeline
 from keras_attention.models.files import atomic_write
 
 from .batching import to_py_dataset, to_tf_dataset
-from .callbacks import Checkpoints, EpochOrder, Samples, assign, average, better, read_checkpoint
+from .callbacks import Checkpoints, EpochOrder, Samples, TextScores, assign, average, better, read_checkpoint
 from .corpus import prepare
 from .errors import InputError
 from .losses import MaskedCrossEntropy
@@ -51,11 +52,12 @@ def train(recipe, out, init=None, resume=False, say=print):
     compile_model(model, recipe, steps=len(train_batches) * recipe.training.epochs)
     pipeline = _pipeline(model, corpus, recipe)
     say(
-        f"{model.name}: {model.count_params():,} parameters; vocabularies of {corpus.source_vocabulary:,} and "
-        f"{corpus.target_vocabulary:,}; {len(train_batches):,} batches an epoch; run folder {out}"
+        f"{model.name}: {model.count_params():,} parameters; {corpus.describe()}; {len(train_batches):,} batches an "
+        f"epoch; run folder {out}"
     )
 
-    checkpoints, callbacks = _callbacks(recipe, out, train_batches, pipeline, corpus, say)
+    texts = _text_scores(recipe, pipeline, corpus)
+    checkpoints, callbacks = _callbacks(recipe, out, train_batches, pipeline, corpus, texts, say)
     epoch = checkpoints.restore(model) if resume else 0
     _write_json(out / "recipe.json", recipe.to_dict())  # with what --set changed, now that it is known to fit
     read = to_tf_dataset if keras.backend.backend() == "tensorflow" else to_py_dataset
@@ -74,7 +76,7 @@ def train(recipe, out, init=None, resume=False, say=print):
             shuffle=False,
             verbose=1 if sys.stderr.isatty() else 2,
         )
-    return _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, say)
+    return _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, texts, say)
 
 
 def _set_up(recipe, out):
@@ -87,13 +89,37 @@ def _set_up(recipe, out):
     corpus = prepare(recipe, out, start and (start.source_tokenizer, start.target_tokenizer))
     model = build_model(recipe, corpus)
     if start:
-        assign(model.weights, [keras.ops.convert_to_numpy(weight.value) for weight in start.model.weights], recipe.init)
+        _begin_with(start.model, model, recipe.init)
     return corpus, model
 
 
+def _begin_with(start, model, where):
+    """Assigns another model's weights; where fine-tuning has appended characters, their rows stay as they are drawn."""
+    arrays = [keras.ops.convert_to_numpy(weight.value) for weight in start.weights]
+    if len(arrays) == len(model.weights):
+        sizes = [
+            (getattr(start, name, None), getattr(model, name, None))
+            for name in ("source_vocabulary", "target_vocabulary")
+        ]
+        arrays = [_grown(array, weight, sizes) for array, weight in zip(arrays, model.weights, strict=True)]
+    assign(model.weights, arrays, where)
+
+
+def _grown(array, weight, sizes):
+    """The array in the beginning of the weight's own values, if only a vocabulary has grown; else as it is."""
+    changed = [pair for pair in zip(array.shape, weight.shape, strict=False) if pair[0] != pair[1]]
+    if array.ndim != len(weight.shape) or not all(pair in sizes and pair[0] < pair[1] for pair in changed):
+        return array
+    values = np.array(keras.ops.convert_to_numpy(weight.value))
+    values[tuple(slice(size) for size in array.shape)] = array
+    return values
+
+
 def build_model(recipe, corpus):
-    """The recipe's model for the corpus's vocabularies."""
+    """The recipe's model for the corpus's vocabularies, or the width of its features."""
     options = {name: value for name, value in recipe.model.items() if name != "kind"}
+    if corpus.source_width is not None:
+        options["source_width"] = corpus.source_width
     return MODELS[recipe.model["kind"]](corpus.source_vocabulary, corpus.target_vocabulary, **options)
 
 
@@ -124,14 +150,26 @@ def _schedule(recipe, steps):
     return rate
 
 
-def _callbacks(recipe, out, train_batches, pipeline, corpus, say):
+def _text_scores(recipe, pipeline, corpus):
+    """What computes val_bleu and val_chrf, where the recipe's monitor is one of them."""
+    if recipe.training.monitor not in ("val_bleu", "val_chrf"):
+        return None
+    if pipeline is None or not corpus.samples.sources:
+        raise InputError(
+            f"training.monitor={recipe.training.monitor} needs TensorFlow as backend and validation texts within the "
+            "length limits: set another one, such as val_loss."
+        )
+    return TextScores(pipeline, corpus.samples, recipe.data.bleu_tokenize)
+
+
+def _callbacks(recipe, out, train_batches, pipeline, corpus, texts, say):
     options = recipe.training
     stopping = None
     if options.patience:
         mode = "min" if better(options.monitor, 0, 1) else "max"
         stopping = keras.callbacks.EarlyStopping(options.monitor, patience=options.patience, mode=mode)
     checkpoints = Checkpoints(out / "checkpoints", options.monitor, options.average, stopping)
-    callbacks = [EpochOrder(train_batches), stopping, checkpoints]
+    callbacks = [EpochOrder(train_batches), texts, stopping, checkpoints]
     if keras.backend.backend() == "tensorflow":
         try:
             callbacks.append(keras.callbacks.TensorBoard(out / "logs", write_graph=False))
@@ -163,7 +201,7 @@ def _finished(out):
     return stored if "export" in stored else None
 
 
-def _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, say):
+def _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, texts, say):
     """Chooses the weights on the validation data, then writes model, scores, pictures and the SavedModel."""
     monitor, candidates = recipe.training.monitor, {"best": read_checkpoint(checkpoints.best_path)[0]}
     if recipe.training.average > 1:
@@ -174,6 +212,8 @@ def _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, say):
         assign(model.variables, arrays, checkpoints.folder)
         results = model.evaluate(validation, return_dict=True, verbose=0)
         scores[name] = {f"val_{key}": float(value) for key, value in results.items()}
+        if texts is not None:
+            scores[name] |= texts.scores()
     chosen = "best"
     if "average" in scores and not better(monitor, scores["best"][monitor], scores["average"][monitor]):
         chosen = "average"
@@ -206,12 +246,12 @@ def _plots(out, pipeline, corpus, history, say):
     folder.mkdir(exist_ok=True)
     try:
         figures = {"history.png": plots.plot_history(history)}
-        if corpus.samples.sources and pipeline.source_tokenizer is not None:
+        if corpus.samples.sources:
             result = pipeline(corpus.samples.sources[:1])[0]
             if result.attention is not None and result.attention.size:
-                figures["alignment.png"] = plots.plot_alignment(
-                    result.attention, result.source_pieces, result.target_pieces
-                )
+                steps = range(result.attention.shape[1])  # what labels features: every tenth step
+                labels = result.source_pieces or ["" if step % 10 else str(step) for step in steps]
+                figures["alignment.png"] = plots.plot_alignment(result.attention, labels, result.target_pieces)
         for name, figure in figures.items():
             plots.save_figure(figure, folder / name)
     except InputError as error:

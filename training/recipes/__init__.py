@@ -1,7 +1,7 @@
 """Recipes: TOML files that say what is trained on what, and how. Unknown keys and wrong types are errors.
 
-A recipe names only what it changes; every key and its default stands in the classes below, and in the constructor of
-the model for [model]. `--set section.key=value` changes one key.
+A recipe names only what it changes; every key and its default stands in the classes below, for [model] in the
+constructor of the model, for [task] in the task's function `pairs`. `--set section.key=value` changes one key.
 """
 
 import dataclasses
@@ -14,28 +14,34 @@ from pathlib import Path
 
 from keras_attention.models import Seq2Seq
 from keras_attention.models.pipeline import DecodingOptions
-from keras_attention.models.seq2seq import ATTENTIONS
+from keras_attention.models.seq2seq import ATTENTIONS, CONTEXTS, RNNS
+from keras_attention.recurrent import ORDERS
 
 from ..errors import InputError
-from ..tasks import TASKS
+from ..scores import TOKENIZERS as BLEU_TOKENIZERS
+from ..tasks import TASKS, task_options
 
 FOLDER = Path(__file__).parent
 MODELS = {"seq2seq": Seq2Seq}
 SCHEDULES = ("constant", "cosine", "inverse_square_root", "noam")
-TOKENIZERS = ("characters", "bpe", "unigram")
-MONITORS = ("val_loss", "val_token_accuracy", "val_perplexity", "val_exact_match")
+TOKENIZERS = ("characters", "words", "wordpiece", "bpe", "unigram")
+SPLITS = ("words", "punctuation", "blanks")
+MONITORS = ("val_loss", "val_token_accuracy", "val_perplexity", "val_exact_match", "val_bleu", "val_chrf")
 MINIMUMS = {
     **dict.fromkeys(("seed", "training.warmup_steps", "training.patience", "training.samples"), 0),
     **dict.fromkeys(("data.examples", "data.held_out", "data.max_source_length", "data.max_target_length"), 1),
     **dict.fromkeys(("source_tokenizer.vocabulary_size", "target_tokenizer.vocabulary_size"), 1),
-    **dict.fromkeys(("model.embedding_width", "model.encoder_layers"), 1),
+    **dict.fromkeys(("model.embedding_width", "model.encoder_layers", "model.decoder_layers"), 1),
     **dict.fromkeys(("training.epochs", "training.token_budget", "training.bucket_width", "training.average"), 1),
     **dict.fromkeys(("decoding.length_ratio", "decoding.length_offset"), 0),
     "model.units": 2,
+    "model.max_source_length": 1,
 }
 POSITIVE = ("training.learning_rate", "training.clipnorm")
 SHARES = ("model.dropout", "training.label_smoothing")
-EVEN = ("model.units",)
+# Arguments of models that may be None beside their type, and those that no recipe gives: the data or Python code does.
+OPTIONAL = {"embedding_width": int | None, "attention": str | None, "max_source_length": int | None}
+NOT_IN_RECIPES = ("source_width", "source_embedding", "target_embedding")
 
 
 @dataclass
@@ -45,24 +51,30 @@ class Data:
     task: str | None = None  # a built-in task, drawn anew every epoch
     examples: int = 20000  # drawn for an epoch
     held_out: int = 1000  # drawn for validation
-    locales: list | None = None  # of the task dates; all where not given
     folder: str | None = None  # what --data sets: SPLIT.X and SPLIT.Y, or SPLIT.tsv
     pair: str | None = None  # X-Y, such as en-de
-    source: str | None = None  # two aligned files, one text a line
+    source: str | None = None  # two aligned files, one text a line; a source alone is a TSV
     target: str | None = None
     val_source: str | None = None
     val_target: str | None = None
-    max_source_length: int = 256  # in pieces; longer pairs are left out, counted and reported
+    columns: list = field(default_factory=lambda: [1, 2])  # of a TSV: source and target, counted from 1
+    max_source_length: int = 256  # in pieces (steps of features); longer pairs are left out, counted and reported
     max_target_length: int = 256
+    bleu_tokenize: str | None = "13a"  # sacrebleu's tokenizer for BLEU: none (texts are tokenized), 13a, intl, char, zh
+
+    def __post_init__(self):
+        self.bleu_tokenize = self.bleu_tokenize or "none"  # what --set makes of none
 
 
 @dataclass
 class Tokenizer:
     """[source_tokenizer] and [target_tokenizer]."""
 
-    kind: str = "characters"  # characters, bpe or unigram
-    vocabulary_size: int = 8000  # of bpe and unigram
+    kind: str = "characters"  # characters, words, wordpiece, bpe or unigram
+    vocabulary_size: int = 8000  # of all kinds but characters; at most, of words and wordpiece
     byte_fallback: bool = True  # characters: what is not in the vocabulary is read byte by byte
+    split: str = "words"  # words: without punctuation; "punctuation": with it; "blanks": text that is tokenized already
+    lower: bool = False  # words and wordpiece: whether texts are lowercased first
 
 
 @dataclass
@@ -91,6 +103,7 @@ class Recipe:
     seed: int = 1
     init: str | None = None  # what --init sets: the folder of a run whose weights and tokenizers training begins with
     data: Data = field(default_factory=Data)
+    task: dict = field(default_factory=dict)
     source_tokenizer: Tokenizer = field(default_factory=Tokenizer)
     target_tokenizer: Tokenizer = field(default_factory=Tokenizer)
     model: dict = field(default_factory=dict)
@@ -170,16 +183,17 @@ def _read(kind, table, where, section):
     values = {}
     for name, value in table.items():
         key = f"{section}.{name}" if section else name
-        if name == "model" and not section:
-            values[name] = _read_model(value, where)
-        elif dataclasses.is_dataclass(hints[name]):
+        if not section and name in ("task", "model"):
+            continue
+        if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 raise InputError(f"{where}: {key} must be a section. Received: {value!r}")
             values[name] = _read(hints[name], value, where, key)
         else:
             values[name] = _typed(value, hints[name], where, key)
-    if kind is Recipe and "model" not in values:
-        values["model"] = _read_model({}, where)
+    if kind is Recipe:
+        values["model"] = _read_model(table.get("model", {}), where)
+        values["task"] = _read_task(table.get("task", {}), table.get("data", {}), where)
     try:
         return kind(**values)
     except ValueError as error:
@@ -188,25 +202,49 @@ def _read(kind, table, where, section):
 
 def _read_model(table, where):
     """The [model] section: `kind`, and the arguments of that model's constructor, defaults filled in."""
-    if not isinstance(table, dict):
-        raise InputError(f"{where}: model must be a section. Received: {table!r}")
+    _check_section(table, where, "model")
     kind = table.get("kind", "seq2seq")
     if kind not in MODELS:
         raise InputError(f"{where}: model.kind must be one of {', '.join(MODELS)}. Received: {kind!r}")
     known = {
         name: parameter.default
         for name, parameter in inspect.signature(MODELS[kind]).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
+        if parameter.default is not inspect.Parameter.empty and name not in NOT_IN_RECIPES
     }
-    unknown = sorted(set(table) - set(known) - {"kind"})
+    expected = {name: OPTIONAL.get(name, type(default)) for name, default in known.items()}
+    options = {name: value for name, value in table.items() if name != "kind"}
+    return {"kind": kind, **known, **_read_options(options, expected, where, "model", ("kind",))}
+
+
+def _read_task(table, data, where):
+    """The [task] section: the options of the built-in task, defaults filled in; `data.task=none` takes them away."""
+    _check_section(table, where, "task")
+    if table and "task" not in data:
+        raise InputError(f"{where}: [task] has the options of a built-in task; name it by data.task.")
+    if data.get("task") not in TASKS:  # what is no task's name is told with the other choices
+        return {}
+    defaults = {name: _plain(default) for name, default in task_options(data["task"]).items()}
+    expected = {name: type(default) for name, default in defaults.items()}
+    return {**defaults, **_read_options(table, expected, where, "task")}
+
+
+def _plain(value):
+    """A default as TOML and JSON know it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_section(table, where, section):
+    if not isinstance(table, dict):
+        raise InputError(f"{where}: {section} must be a section. Received: {table!r}")
+
+
+def _read_options(table, expected, where, section, others=()):
+    """The values of a section whose names and types a function's arguments tell."""
+    unknown = sorted(set(table) - set(expected))
     if unknown:
-        raise InputError(f"{where}: unknown key {unknown[0]!r} in [model]; known: kind, {', '.join(known)}.")
-    for name, value in table.items():
-        if name != "kind":
-            default = known[name]
-            expected = {"embedding_width": int | None, "attention": str | None}.get(name, type(default))
-            known[name] = _typed(value, expected, where, f"model.{name}")
-    return {"kind": kind, **known}
+        known = ", ".join((*others, *expected))
+        raise InputError(f"{where}: unknown key {unknown[0]!r} in [{section}]; known: {known}.")
+    return {name: _typed(value, expected[name], where, f"{section}.{name}") for name, value in table.items()}
 
 
 def _typed(value, expected, where, key):
@@ -226,7 +264,13 @@ def _check_choices(recipe, where):
         "data.task": (recipe.data.task, (*TASKS, None)),
         "source_tokenizer.kind": (recipe.source_tokenizer.kind, TOKENIZERS),
         "target_tokenizer.kind": (recipe.target_tokenizer.kind, TOKENIZERS),
+        "source_tokenizer.split": (recipe.source_tokenizer.split, SPLITS),
+        "target_tokenizer.split": (recipe.target_tokenizer.split, SPLITS),
+        "data.bleu_tokenize": (recipe.data.bleu_tokenize, BLEU_TOKENIZERS),
         "model.attention": (recipe.model.get("attention"), (*ATTENTIONS, None)),
+        "model.cell": (recipe.model.get("cell"), (*RNNS,)),
+        "model.order": (recipe.model.get("order"), ORDERS),
+        "model.context": (recipe.model.get("context"), CONTEXTS),
         "training.schedule": (recipe.training.schedule, SCHEDULES),
         "training.monitor": (recipe.training.monitor, MONITORS),
     }
@@ -234,6 +278,16 @@ def _check_choices(recipe, where):
         if value not in known:
             names = ", ".join("none" if name is None else name for name in known)
             raise InputError(f"{where}: {key} must be one of {names}. Received: {value!r}")
+    if recipe.model.get("bidirectional") and recipe.model["units"] % 2:
+        raise InputError(
+            f"{where}: model.units must be even, half for each direction. Received: {recipe.model['units']}"
+        )
+    columns = recipe.data.columns
+    if [type(column) for column in columns] != [int, int] or min(columns) < 1 or columns[0] == columns[1]:
+        raise InputError(
+            f"{where}: data.columns must be two different numbers, of the source's and the target's column, "
+            f"counted from 1. Received: {columns!r}"
+        )
 
 
 def _check_ranges(table, where, section=""):
@@ -247,5 +301,3 @@ def _check_ranges(table, where, section=""):
             raise InputError(f"{where}: {key} must be above 0. Received: {value}")
         elif key in SHARES and not 0 <= value < 1:
             raise InputError(f"{where}: {key} must be at least 0 and below 1. Received: {value}")
-        elif key in EVEN and value % 2:
-            raise InputError(f"{where}: {key} must be even, half for each direction. Received: {value}")

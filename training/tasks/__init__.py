@@ -1,11 +1,13 @@
 """The built-in tasks: each a module whose `pairs` draws aligned sources and targets."""
 
+import inspect
 from types import ModuleType
 
 from ..errors import InputError
-from . import dates
+from . import dates, reverse, series
 
-TASKS = {"dates": dates}
+TASKS = {"dates": dates, "reverse": reverse, "series": series}
+DRAW = ("count", "seed", "epoch", "split")  # what a training asks of `pairs`; its other arguments are a recipe's [task]
 
 
 def get_task(name: str) -> ModuleType:
@@ -15,7 +17,8 @@ def get_task(name: str) -> ModuleType:
         name: a key of `TASKS`.
 
     Returns:
-        The module; its `pairs` gives `(sources, targets)`, two lists of `count` strings.
+        The module; its `pairs` gives `(sources, targets)`, two lists of `count` strings; of a task whose sources are
+        features, `sources` are float32 arrays [S, F].
 
     Raises:
         InputError: if no task has this name.
@@ -29,3 +32,15 @@ def get_task(name: str) -> ModuleType:
         return TASKS[name]
     except (KeyError, TypeError):
         raise InputError(f"task must be one of {', '.join(sorted(TASKS))}; received: {name!r}.") from None
+
+
+def task_options(name: str) -> dict:
+    """The task's own options and their defaults: the arguments of its `pairs` beside those of `DRAW`.
+
+    Example:
+
+    >>> task_options("reverse")["max_length"]
+    50
+    """
+    parameters = inspect.signature(get_task(name).pairs).parameters
+    return {key: parameter.default for key, parameter in parameters.items() if key not in DRAW}

@@ -30,13 +30,13 @@ from itertools import accumulate
 import numpy as np
 
 from ..errors import InputError
+from .drawing import SPLITS, check_draw
 
 LOCALES = (
     "en_US", "en_GB", "de_DE", "fr_FR", "es_ES", "it_IT", "pt_BR", "nl_NL", "sv_SE", "da_DK", "nb_NO",
     "fi_FI", "pl_PL", "cs_CZ", "hu_HU", "tr_TR", "ro_RO", "ru_RU", "uk_UA", "el_GR", "ko_KR", "ja_JP",
     "zh_CN", "vi_VN", "id_ID",
 )  # fmt: skip
-SPLITS = ("train", "val", "test")
 PART_OF_TARGET = {"year": (0, 4), "month": (5, 7), "day": (8, 10)}
 
 FIRST_YEAR, LAST_YEAR = 1900, 2099
@@ -259,11 +259,7 @@ def _split_of(iso):
 
 
 def _checked(count, seed, epoch, split, locales):
-    for label, number in (("count", count), ("seed", seed), ("epoch", epoch)):
-        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
-            raise InputError(f"dates: {label} must be an integer of at least 0; received: {number!r}.")
-    if split not in SPLITS:
-        raise InputError(f"split of the dates task must be one of {', '.join(SPLITS)}; received: {split!r}.")
+    check_draw("dates", count, seed, epoch, split)
     locales = (locales,) if isinstance(locales, str) else tuple(locales)
     unknown = [name for name in locales if name not in LOCALES]
     if unknown or not locales:
