@@ -126,13 +126,9 @@ class Seq2Seq(TokenModel):
         self._given = (source_embedding is not None, target_embedding is not None)
         policy = {"dtype": self.dtype_policy}
         if source_embedding is None and source_vocabulary is not None:
-            source_embedding = keras.layers.Embedding(
-                source_vocabulary, self.embedding_width, name="source_embedding", **policy
-            )
+            source_embedding = self._embedding(source_vocabulary, "source_embedding")
         self.source_embedding = source_embedding  # None where features enter the encoder as they are
-        self.target_embedding = target_embedding or keras.layers.Embedding(
-            target_vocabulary, self.embedding_width, name="target_embedding", **policy
-        )
+        self.target_embedding = target_embedding or self._embedding(target_vocabulary, "target_embedding")
         self.encoders = [self._encoder(number) for number in range(encoder_layers)]
         attention = _attention_layer(attention, units, max_source_length, self.dtype_policy)
         decoder = AttentiveRNN(
@@ -151,6 +147,11 @@ class Seq2Seq(TokenModel):
         if not tie_embeddings:
             self.output_layer = keras.layers.Dense(target_vocabulary, name="output", **policy)
         self.build()
+
+    def _embedding(self, vocabulary, name):
+        # Keras's uniform(-0.05, 0.05) lets so little of a word through that learning begins several epochs later.
+        initializer = keras.initializers.RandomNormal(stddev=0.1)
+        return keras.layers.Embedding(vocabulary, self.embedding_width, initializer, name=name, dtype=self.dtype_policy)
 
     def _encoder(self, number):
         units = self.units // 2 if self.bidirectional else self.units

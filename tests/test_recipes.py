@@ -297,3 +297,13 @@ def test_numbers_out_of_range(setting):
     # The decoding options check themselves and name their section.
     name = f"[decoding] Decoding expects {key.rpartition('.')[2]}" if key in DECODING else f"{key} must be "
     assert message.startswith(f"mine.toml with --set {setting}: {name}") and value in message.rpartition("Received")[2]
+
+
+def test_location_needs_room_for_the_longest_source():
+    """Widths of batches are rounded up, here from 50 to 56."""
+    settings = ["model.attention=location", "data.max_source_length=50"]
+    with pytest.raises(InputError, match="max_source_length of at least 56, .* Received: None"):
+        load_recipe("pairs", settings)
+    with pytest.raises(InputError, match="at least 56, .* Received: 50"):
+        load_recipe("pairs", [*settings, "model.max_source_length=50"])
+    assert load_recipe("pairs", [*settings, "model.max_source_length=56"]).model["max_source_length"] == 56

@@ -282,6 +282,15 @@ def _check_choices(recipe, where):
         raise InputError(
             f"{where}: model.units must be even, half for each direction. Received: {recipe.model['units']}"
         )
+    if recipe.model.get("attention") == "location":
+        width = recipe.training.bucket_width
+        needed = -(-recipe.data.max_source_length // width) * width
+        if (recipe.model["max_source_length"] or 0) < needed:
+            raise InputError(
+                f"{where}: model.attention=location has one weight a position and needs model.max_source_length of at "
+                f"least {needed}, data.max_source_length rounded up to a multiple of training.bucket_width. "
+                f"Received: {recipe.model['max_source_length']}"
+            )
     columns = recipe.data.columns
     if [type(column) for column in columns] != [int, int] or min(columns) < 1 or columns[0] == columns[1]:
         raise InputError(
