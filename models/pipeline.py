@@ -325,13 +325,15 @@ class Pipeline:
                 f"This model reads features: it expects arrays of numbers [length, {self.source_width}]. "
                 f"Received: input {number} is {features.dtype} of shape {features.shape}."
             )
+        with np.errstate(over="ignore"):
+            features = features.astype("float32")
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
             raise ValueError(
                 f"Features must be finite numbers. Received: input {number} has NaN or infinity at position {bad[0]}."
             )
         self._check_length(number, features, "positions")
-        return features.astype("float32")
+        return features
 
     def _check_length(self, number, row, what):
         if len(row) > self.options.max_source_length:

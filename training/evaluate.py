@@ -124,7 +124,7 @@ def teacher_forced(pipeline, pairs):
     """{token_accuracy, perplexity} of the targets, each token given the true ones before it."""
     tokens = tokenize_pairs(pairs.sources, pairs.targets, pipeline.source_tokenizer, pipeline.target_tokenizer)
     metrics = [TokenAccuracy(), Perplexity()]
-    for x, y in Batches(*tokens, token_budget=4096, shuffle=False):
+    for x, y in Batches(*tokens, token_budget=4096, bucket_width=1, shuffle=False):
         logits = pipeline.model(x, training=False)
         for metric in metrics:
             metric.update_state(y, logits)

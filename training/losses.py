@@ -139,7 +139,8 @@ def blockwise_cross_entropy(
         return packed, backward
 
     if training:
-        packed = with_gradient(features, ops.convert_to_tensor(matrix), ops.convert_to_tensor(bias))
+        # Tensors, not variables: TensorFlow's eager custom gradient would ask for the gradient of those by name.
+        packed = with_gradient(features, matrix + 0.0, bias + 0.0)
     else:
         packed, _ = forward(features, matrix, bias, False)
     nll, hits = (ops.reshape(x[:count], shape) for x in ops.split(packed[1:], 2))

@@ -246,12 +246,12 @@ def _plots(out, pipeline, corpus, history, say):
     folder.mkdir(exist_ok=True)
     try:
         figures = {"history.png": plots.plot_history(history)}
-        if corpus.samples.sources:
-            result = pipeline(corpus.samples.sources[:1])[0]
-            if result.attention is not None and result.attention.size:
-                steps = range(result.attention.shape[1])  # what labels features: every tenth step
-                labels = result.source_pieces or ["" if step % 10 else str(step) for step in steps]
-                figures["alignment.png"] = plots.plot_alignment(result.attention, labels, result.target_pieces)
+        results = pipeline(corpus.samples.sources[:8])  # of which one, at least, should not be empty
+        result = next((result for result in results if result.attention is not None and result.attention.size), None)
+        if result is not None:
+            steps = range(result.attention.shape[1])  # what labels features: every tenth step
+            labels = result.source_pieces or ["" if step % 10 else str(step) for step in steps]
+            figures["alignment.png"] = plots.plot_alignment(result.attention, labels, result.target_pieces)
         for name, figure in figures.items():
             plots.save_figure(figure, folder / name)
     except InputError as error:

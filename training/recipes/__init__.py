@@ -282,6 +282,12 @@ def _check_choices(recipe, where):
         raise InputError(
             f"{where}: model.units must be even, half for each direction. Received: {recipe.model['units']}"
         )
+    if recipe.model.get("attention") is None and recipe.decoding.coverage_penalty:
+        raise InputError(f"{where}: decoding.coverage_penalty needs attention, and model.attention is none.")
+    if recipe.model.get("attention") is not None and recipe.model.get("context", "every_step") != "every_step":
+        raise InputError(f"{where}: model.context is for model.attention=none; received both.")
+    if recipe.model.get("attention") != "location" and recipe.model.get("max_source_length") is not None:
+        raise InputError(f"{where}: model.max_source_length is for model.attention=location only.")
     if recipe.model.get("attention") == "location":
         width = recipe.training.bucket_width
         needed = -(-recipe.data.max_source_length // width) * width
