@@ -6,14 +6,26 @@ width, H heads, K width of a head, V vocabulary, W beam width, N = B*W hypothese
 
 from keras_attention.additive import AdditiveAttention, ConcatAttention
 from keras_attention.attention import Attention
+from keras_attention.blockwise import blockwise_attention
 from keras_attention.location import LocationAttention
 from keras_attention.masks import causal_mask, combine_masks, masked_softmax, padding_mask
+from keras_attention.multi_head import MultiHeadAttention
 from keras_attention.multiplicative import (
     CosineAttention,
     DotProductAttention,
     GeneralAttention,
     ScaledDotProductAttention,
 )
+from keras_attention.pooling import AttentionPooling
+from keras_attention.position import (
+    ALiBi,
+    PositionEmbedding,
+    RelativeBias,
+    RotaryEmbedding,
+    SinusoidalEncoding,
+    sinusoidal_encoding,
+)
+from keras_attention.recording import record_scores
 from keras_attention.recurrent import AttentiveRNN
 from keras_attention.scores import (
     additive_score,
@@ -24,18 +36,30 @@ from keras_attention.scores import (
     location_score,
     scaled_dot_score,
 )
+from keras_attention.self_attention import CrossAttention, MaskedSelfAttention, SelfAttention
 
 __all__ = [
+    "ALiBi",
     "AdditiveAttention",
     "Attention",
+    "AttentionPooling",
     "AttentiveRNN",
     "ConcatAttention",
     "CosineAttention",
+    "CrossAttention",
     "DotProductAttention",
     "GeneralAttention",
     "LocationAttention",
+    "MaskedSelfAttention",
+    "MultiHeadAttention",
+    "PositionEmbedding",
+    "RelativeBias",
+    "RotaryEmbedding",
     "ScaledDotProductAttention",
+    "SelfAttention",
+    "SinusoidalEncoding",
     "additive_score",
+    "blockwise_attention",
     "causal_mask",
     "combine_masks",
     "concat_score",
@@ -45,5 +69,7 @@ __all__ = [
     "location_score",
     "masked_softmax",
     "padding_mask",
+    "record_scores",
     "scaled_dot_score",
+    "sinusoidal_encoding",
 ]

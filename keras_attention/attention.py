@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_attention import masks
+from keras_attention import masks, recording
 
 
 @keras.saving.register_keras_serializable(package="keras_attention")
@@ -14,11 +14,11 @@ class Attention(keras.layers.Layer):
     2. Masks combine with AND; a softmax over the keys that may be attended gives the weights.
     3. The weights average the values.
 
-    A subclass defines one verb, `score`; `project_query` and `project_key` are there for scores with weight matrices,
-    so that keys are projected once and reused at every step of a decoder:
+    A subclass defines one verb, `score`; `project_query`, `project_key` and `project_value` are there for weight
+    matrices, so that keys and values are projected once and reused at every step of a decoder:
 
-        keys = layer.project_key(key)                              # once
-        context, weights = layer.attend(query, value, keys, mask)  # every step
+        keys, values = layer.project_key(key), layer.project_value(value)  # once
+        context, weights = layer.attend(query, values, keys, mask)         # every step
 
     Args:
         dropout: share of the attention weights that is dropped in training.
@@ -73,17 +73,21 @@ class Attention(keras.layers.Layer):
         """Keys [B, S, Dk] as `score` wants them; unchanged unless overridden. Done once for a whole decode."""
         return key
 
+    def project_value(self, value):
+        """Values [B, S, Dv] as `context` averages them; unchanged unless overridden. Done once for a whole decode."""
+        return value
+
     def attend(self, query, value, keys, mask=None, training=None):
-        """Attends with keys that `project_key` gave.
+        """Attends with keys that `project_key` gave and values that `project_value` gave.
 
         Args:
             query: [B, T, Dq].
-            value: [B, S, Dv].
+            value: projected values [B, S, .]; the values themselves where the layer projects none.
             keys: projected keys [B, S, .].
             mask: boolean, broadcastable to [B, T, S], or None.
 
         Returns:
-            Context [B, T, Dv] and weights [B, T, S].
+            Context [B, T, .] and weights [B, T, S].
         """
         weights = self.weights_for(query, keys, mask)
         return self.context(weights, value, training), weights
@@ -93,19 +97,22 @@ class Attention(keras.layers.Layer):
         return masks.masked_softmax(self.score(self.project_query(query), keys), mask)
 
     def context(self, weights, value, training=None):
-        """Averages values [B, S, Dv] by weights [B, T, S]."""
+        """Averages projected values [B, S, .] by weights [B, T, S]."""
         weights = self.dropout_layer(weights, training=training)
         return ops.matmul(ops.cast(weights, value.dtype), value)
 
     def __call__(self, *args, **kwargs):
+        self._check_call(args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def _check_call(self, args, kwargs):
         first = args[0] if args else kwargs.get("query")
         if isinstance(first, (list, tuple)) or (len(args) < 2 and kwargs.get("value") is None):
             raise TypeError(
                 f"{type(self).__name__} is called as layer(query, value, key=None, ...), each a tensor of shape "
-                f"[batch, length, width]. Received: {_describe(args, kwargs)}; write layer(query, value) instead of "
-                "layer([query, value])."
+                f"[batch, length, width]. Received: {describe_call(args, kwargs)}; write layer(query, value) instead "
+                "of layer([query, value])."
             )
-        return super().__call__(*args, **kwargs)
 
     def build(self, query_shape, value_shape, key_shape=None):
         for name, shape in (("query", query_shape), ("value", value_shape), ("key", key_shape)):
@@ -143,7 +150,8 @@ class Attention(keras.layers.Layer):
         key = masks.zero_masked(value if key is None else key, key_mask)
         value = masks.zero_masked(value, key_mask)
         mask = masks.attention_mask(query_mask, key_mask, attention_mask, causal)
-        context, weights = self.attend(query, value, self.project_key(key), mask, training)
+        context, weights = self.attend(query, self.project_value(value), self.project_key(key), mask, training)
+        recording.record(self, weights)
         context = masks.carry_mask(context, query_mask)
         return (context, weights) if return_attention_scores else context
 
@@ -169,7 +177,7 @@ def scores_dtype(layer):
     return "float64" if layer.compute_dtype == "float64" else "float32"
 
 
-def _describe(args, kwargs):
+def describe_call(args, kwargs):
     """The shapes of what a layer was called with, for an error."""
     given = [("", value) for value in args] + [(f"{name}=", value) for name, value in kwargs.items()]
     return ", ".join(f"{name}{_shapes(value)}" for name, value in given) or "nothing"

@@ -112,11 +112,14 @@ def masked_softmax(scores, mask=None):
     """
     scores, mask = at_least_float32(scores), as_mask(mask)
     if mask is None:
-        return ops.softmax(scores, axis=-1)
-    scores = ops.where(mask, scores, ops.full_like(scores, float(np.finfo("float32").min)))
-    weights = ops.where(mask, ops.exp(scores - ops.max(scores, axis=-1, keepdims=True)), 0.0)
-    total = ops.sum(weights, axis=-1, keepdims=True)
-    return weights / ops.where(total > 0, total, ops.ones_like(total))
+        return _softmax(scores)
+    weights = _softmax(ops.where(mask, scores, float(np.finfo("float32").min)))
+    return ops.where(ops.any(mask, axis=-1, keepdims=True), weights, 0.0)
+
+
+def _softmax(scores):
+    """Softmax over the last axis; of a single key it is 1 (where Keras would warn of it)."""
+    return scores * 0 + 1 if scores.shape[-1] == 1 else ops.softmax(scores, axis=-1)
 
 
 def at_least_float32(x):

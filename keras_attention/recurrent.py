@@ -3,8 +3,9 @@
 import keras
 from keras import ops
 
-from keras_attention import masks
+from keras_attention import masks, recording
 from keras_attention.attention import Attention, scores_dtype
+from keras_attention.self_attention import SelfAttention
 
 CELLS = {"simple_rnn": keras.layers.SimpleRNNCell, "gru": keras.layers.GRUCell, "lstm": keras.layers.LSTMCell}
 ORDERS = ("bahdanau", "luong")
@@ -88,13 +89,16 @@ class AttentiveRNN(keras.layers.Layer):
 
     def build(self, sequence_shape, memory_shape=None, initial_state_shape=None):
         self._check_shapes(sequence_shape, memory_shape, initial_state_shape)
-        input_width, memory_width = sequence_shape[-1], 0 if memory_shape is None else memory_shape[-1]
-        if self.attention is not None and not self.attention.built:
-            self.attention.build((None, None, self.units), tuple(memory_shape))
-        extra = memory_width if self.order == "bahdanau" else self.readout_units
+        input_width, context_width = sequence_shape[-1], 0 if memory_shape is None else memory_shape[-1]
+        if self.attention is not None:
+            shapes = (None, None, self.units), tuple(memory_shape)
+            if not self.attention.built:
+                self.attention.build(*shapes)
+            context_width = self.attention.compute_output_shape(*shapes)[-1]
+        extra = context_width if self.order == "bahdanau" else self.readout_units
         for number, cell in enumerate(self.cells):
             cell.build((None, self.units if number else input_width + extra))
-        read = self.units + memory_width + (input_width if self.order == "bahdanau" else 0)
+        read = self.units + context_width + (input_width if self.order == "bahdanau" else 0)
         self.readout.build((None, None, read))
         self.loop = keras.layers.RNN(_Loop(self, extra), return_sequences=True, dtype=self.dtype_policy, name="loop")
         self.built = True
@@ -124,14 +128,15 @@ class AttentiveRNN(keras.layers.Layer):
             memory_mask: boolean [B, S], or None.
 
         Returns:
-            A dict of values [B, S, M], keys [B, S, .] and mask [B, S]; without attention {"context": [B, M]} or {}.
+            A dict of values [B, S, .], keys [B, S, .] and mask [B, S]; without attention {"context": [B, M]} or {}.
         """
         if self.attention is None:
             return {} if memory is None else {"context": memory}
         if memory_mask is None:
             memory_mask = ops.ones(ops.shape(memory)[:2], dtype="bool")
         memory = masks.zero_masked(memory, memory_mask)
-        return {"values": memory, "keys": self.attention.project_key(memory), "mask": memory_mask}
+        values, keys = self.attention.project_value(memory), self.attention.project_key(memory)
+        return {"values": values, "keys": keys, "mask": memory_mask}
 
     def begin(self, initial_state):
         """The state that the first `step` takes: an initial state [N, P], and zeros where input feeding reads."""
@@ -184,7 +189,7 @@ class AttentiveRNN(keras.layers.Layer):
         values = prepared["values"]
         query = ops.reshape(query, (ops.shape(values)[0], -1, self.units))  # [B, W, U]
         context, weights = self.attention.attend(query, values, prepared["keys"], prepared["mask"][:, None, :])
-        return ops.reshape(context, (-1, values.shape[-1])), ops.reshape(weights, (-1, ops.shape(weights)[-1]))
+        return ops.reshape(context, (-1, context.shape[-1])), ops.reshape(weights, (-1, ops.shape(weights)[-1]))
 
     def _recur(self, inputs, state):
         """The new state [N, P] of all layers."""
@@ -225,9 +230,11 @@ class AttentiveRNN(keras.layers.Layer):
         else:
             output = extra
         output = masks.carry_mask(output, sequence_mask)
-        if not return_attention_scores:
-            return output
-        return output, self._weights(states, initial_state, sequence_mask, prepared)
+        weights = None
+        if self.attention is not None and (return_attention_scores or recording.is_recording()):
+            weights = self._weights(states, initial_state, sequence_mask, prepared)
+            recording.record(self, weights)
+        return (output, weights) if return_attention_scores else output
 
     def _run(self, sequence, initial_state, sequence_mask, prepared):
         """The loop: states [B, T, P] and contexts [B, T, M] (with input feeding, readouts [B, T, R])."""
@@ -243,8 +250,6 @@ class AttentiveRNN(keras.layers.Layer):
 
     def _weights(self, states, initial_state, sequence_mask, prepared):
         """All weights [B, T, S] at once, from the states that asked for them."""
-        if self.attention is None:
-            return None
         queries = self._query(states)
         if self.order == "bahdanau":
             first = self._query(initial_state)[:, None, :]
@@ -329,7 +334,7 @@ def _sizes(cell):
 
 
 def _check_arguments(attention, cell, layers, order):
-    if attention is not None and not isinstance(attention, Attention):
+    if attention is not None and (not isinstance(attention, Attention) or isinstance(attention, SelfAttention)):
         raise TypeError(
             "AttentiveRNN expects attention to be a layer such as AdditiveAttention(units), or None. "
             f"Received: attention={attention!r}"
