@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_attention.attention import Attention
+from keras_attention.masks import at_least_float32
 from keras_attention.scores import dot_score, scaled_dot_score, unit_vectors
 
 
@@ -154,7 +155,7 @@ class CosineAttention(Attention):
         return unit_vectors(key)
 
     def score(self, query, key):
-        return dot_score(query, key) * ops.exp(self.log_sharpness)
+        return dot_score(query, key) * ops.exp(at_least_float32(self.log_sharpness))
 
     def get_config(self):
         return {**super().get_config(), "initial_sharpness": self.initial_sharpness}
