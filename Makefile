@@ -8,12 +8,15 @@ BASE_PYTHON = $(or $(PYTHON),python3)
 FOUND = $(shell $(BASE_PYTHON) --version 2> /dev/null || echo none)
 
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# Two processes, each with whole files, so that what a file trains once is trained once.
+WORKERS := -n 2 --dist loadfile
+NIGHTLY := build/keras-nightly
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Whatever the shell says; only .venv-backends has other backends.
 export KERAS_BACKEND = tensorflow
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-serving test-backends wheel-check clean
+.PHONY: help demo test lint test-serving test-backends test-nightly wheel-check clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -22,7 +25,7 @@ demo: .venv/.installed  ## train a small date translator and show its attention
 	@.venv/bin/python -m keras_attention.training.demo
 
 test: .venv/.installed  ## run the tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(WORKERS)
 
 lint: .venv/.installed  ## check style and formatting
 	.venv/bin/ruff check .
@@ -32,8 +35,14 @@ test-serving: .venv/.installed .venv-serving/.installed  ## ask the exported mod
 	SERVING_PYTHON="$(CURDIR)/.venv-serving/bin/python" .venv/bin/python -m pytest -m serving
 
 test-backends: .venv-backends/.installed  ## run the layers' and models' tests on JAX and PyTorch
-	KERAS_BACKEND=jax .venv-backends/bin/python -m pytest -m backends
-	KERAS_BACKEND=torch .venv-backends/bin/python -m pytest -m backends
+	KERAS_BACKEND=jax .venv-backends/bin/python -m pytest $(WORKERS) -m backends
+	KERAS_BACKEND=torch .venv-backends/bin/python -m pytest $(WORKERS) -m backends
+
+test-nightly: .venv/.installed  ## run the tests of masks under the Keras to come, 3.16
+	rm -rf $(NIGHTLY)
+	.venv/bin/python $(PIP_INSTALL) --no-deps --target $(NIGHTLY) keras-nightly==3.16.0.dev2026102704 \
+	&& PYTHONPATH=$(NIGHTLY) .venv/bin/python -m pytest $(WORKERS) -k "mask or padding or leak or nothing" \
+	|| { test ! -d $(NIGHTLY) && echo "keras-nightly cannot be had: its tests were not run."; }
 
 wheel-check: .venv/.installed  ## build the wheel, install it elsewhere and import from it
 	.venv/bin/python benchmarks/check_wheel.py

@@ -37,6 +37,7 @@ from keras_attention.scores import (
     scaled_dot_score,
 )
 from keras_attention.self_attention import CrossAttention, MaskedSelfAttention, SelfAttention
+from keras_attention.transformer import FeedForward, TransformerDecoderBlock, TransformerEncoderBlock
 
 __all__ = [
     "ALiBi",
@@ -48,6 +49,7 @@ __all__ = [
     "CosineAttention",
     "CrossAttention",
     "DotProductAttention",
+    "FeedForward",
     "GeneralAttention",
     "LocationAttention",
     "MaskedSelfAttention",
@@ -58,6 +60,8 @@ __all__ = [
     "ScaledDotProductAttention",
     "SelfAttention",
     "SinusoidalEncoding",
+    "TransformerDecoderBlock",
+    "TransformerEncoderBlock",
     "additive_score",
     "blockwise_attention",
     "causal_mask",

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_attention.attention import Attention
-from keras_attention.scores import additive_score
+from keras_attention.attention import Attention, check_units
+from keras_attention.scores import additive_score, product
 
 
 @keras.saving.register_keras_serializable(package="keras_attention")
@@ -38,7 +38,7 @@ class AdditiveAttention(Attention):
 
     def __init__(self, units, use_bias=False, kernel_initializer="glorot_uniform", **kwargs):
         super().__init__(**kwargs)
-        self.units = _check_units(self, units)
+        self.units = check_units(self, units)
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.query_projection = self._dense("query_projection", use_bias=False)
@@ -62,10 +62,10 @@ class AdditiveAttention(Attention):
         )
 
     def project_query(self, query):
-        return self.query_projection(query)
+        return _by_rows(self.query_projection, query)
 
     def project_key(self, key):
-        return self.key_projection(key)
+        return _by_rows(self.key_projection, key)
 
     def score(self, query, key):
         return additive_score(query, key, self.score_vector)
@@ -111,7 +111,7 @@ class ConcatAttention(Attention):
 
     def __init__(self, units, kernel_initializer="glorot_uniform", **kwargs):
         super().__init__(**kwargs)
-        self.units = _check_units(self, units)
+        self.units = check_units(self, units)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, query_shape, value_shape, key_shape=None):
@@ -127,10 +127,10 @@ class ConcatAttention(Attention):
         )
 
     def project_query(self, query):
-        return ops.matmul(query, self.kernel[: self.query_width])
+        return product(query, self.kernel[: self.query_width])
 
     def project_key(self, key):
-        return ops.matmul(key, self.kernel[self.query_width :])
+        return product(key, self.kernel[self.query_width :])
 
     def score(self, query, key):
         return additive_score(query, key, self.score_vector)
@@ -143,10 +143,10 @@ class ConcatAttention(Attention):
         }
 
 
-def _check_units(layer, units):
-    if units < 1:
-        raise ValueError(f"{type(layer).__name__} expects units of at least 1. Received: units={units}")
-    return units
+def _by_rows(dense, x):
+    """A Dense layer on x [B, L, D] as on [B*L, D]: see `scores.product`."""
+    rows = dense(ops.reshape(x, (-1, x.shape[-1])))
+    return ops.reshape(rows, (*ops.shape(x)[:-1], dense.units))
 
 
 def _column(initializer, units):

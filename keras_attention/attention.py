@@ -187,3 +187,10 @@ def _shapes(value):
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_shapes(item) for item in value) + "]"
     return str(tuple(value.shape)) if hasattr(value, "shape") else repr(value)
+
+
+def check_units(layer, units):
+    """Refuses a width below 1 and returns the others."""
+    if units < 1:
+        raise ValueError(f"{type(layer).__name__} expects units of at least 1. Received: units={units}")
+    return units

@@ -412,10 +412,7 @@ def _forward_row(grid, i, query, key, value, bias):
 
     def advance(j, context, normalizer):
         k, v = (at_least_float32(ops.take(x, j, axis=0)) for x in (key, value))
-        scores = grid.scores(i, j, query, k, bias)
-        weights = ops.softmax(scores, axis=-1)
-        # The greatest weight is exp(greatest score - log-sum-exp): no second pass of exponentials.
-        new = ops.max(scores, axis=-1, keepdims=True) - ops.log(ops.max(weights, axis=-1, keepdims=True))
+        weights, new = _softmax(grid.scores(i, j, query, k, bias))
         both = ops.logaddexp(normalizer, new)
         context = context * ops.exp(normalizer - both) + ops.matmul(weights, v) * ops.exp(new - both)
         return _after(j + 1, context, both), context, both
@@ -424,6 +421,13 @@ def _forward_row(grid, i, query, key, value, bias):
     start = ops.zeros((*shape, value.shape[-1]), query.dtype), ops.full((*shape, 1), LOWEST, query.dtype)
     _, context, normalizer = ops.while_loop(lambda j, *_: j < end, advance, (first, *start))
     return ops.where(normalizer == LOWEST, 0.0, context), normalizer
+
+
+def _softmax(scores):
+    """Softmax over the last axis, and the log-sum-exp [..., 1] of its scores, without a second pass of exponentials."""
+    weights = ops.softmax(scores, axis=-1)
+    # The greatest weight is exp(greatest score - log-sum-exp).
+    return weights, ops.max(scores, axis=-1, keepdims=True) - ops.log(ops.max(weights, axis=-1, keepdims=True))
 
 
 def _backward(grid, upstream, context, normalizer, query, key, value, bias=None):
@@ -451,10 +455,12 @@ def _backward_row(grid, i, row, buffers, query, key, value, bias):
 
     def advance(j, by_query, by_key, by_value, *by_bias):
         k, v = (at_least_float32(ops.take(x, j, axis=0)) for x in (key, value))
-        weights = ops.exp(grid.scores(i, j, query, k, bias) - normalizer)
-        by_scores = weights * (ops.einsum("bgiv,bgjv->bgij", upstream, v) - mean)
+        weights, of_block = _softmax(grid.scores(i, j, query, k, bias))
+        part = ops.exp(of_block - normalizer)  # this block's part of a row's weights
+        by_context = upstream * part
+        by_scores = weights * (ops.einsum("bgiv,bgjv->bgij", by_context, v) - mean * part)
         by_query = by_query + ops.matmul(by_scores, k)
-        found = ops.einsum("bgij,bgik->bgjk", by_scores, query), ops.einsum("bgij,bgiv->bgjv", weights, upstream)
+        found = ops.einsum("bgij,bgik->bgjk", by_scores, query), ops.einsum("bgij,bgiv->bgjv", weights, by_context)
         by_key = ops.scatter_update(by_key, [[j]], found[0][None], reduction="add")
         by_value = ops.scatter_update(by_value, [[j]], found[1][None], reduction="add")
         if by_bias:

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_attention import cache as caches
 from keras_attention import masks, recording
 from keras_attention.attention import describe_call, scores_dtype
 from keras_attention.blockwise import blockwise_attention
@@ -39,7 +40,8 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
             multi-head, 1 multi-query attention (Shazeer 2019), between is grouped-query attention (Ainslie et al.
             2023).
         position: a `RotaryEmbedding`, `ALiBi` or `RelativeBias` layer, or any layer that has `rotate(x, positions)` or
-            `bias(query_positions, key_positions)`.
+            `bias(query_positions, key_positions)`, positions [T], or [B, T] with one row for all or one for each.
+            One that has weights is for one layer.
         fused_projection: compute queries, keys and values of self-attention by one matrix product; the variables are
             then one kernel [D, H + 2 G, K] and one bias, each part initialised as if it stood alone.
 
@@ -52,9 +54,20 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         use_causal_mask: query i then sees only the keys 0 ... i.
         return_attention_scores: also return the weights.
         training: whether dropout is active.
+        cache: for stepwise decoding, a dict of what `initial_cache` or the call before returned ("key", "value" and
+            "mask" of the tokens so far), and/or a "prefix" that all hypotheses of a sentence share, as `project_memory`
+            makes it (query's axis is then N = B W; hypotheses b W ... b W + W - 1 belong to row b). A cache that was
+            filled for prompts is a prefix, too. With a prefix alone it is cross-attention, layer(query, cache=...), and
+            the cache stays what it is. Cached calls never compute in blocks.
+        cache_update_index: how many tokens the cache holds already: the place of the first new one, an integer or a
+            scalar tensor. Causal masks, windows and positions count from there (and from the end of the prefix).
+            What the cache held from there on is forgotten. Beyond its end an integer is an error, and a tensor, whose
+            number may not be known yet, gives NaN.
 
     Returns:
-        Output [B, T, Dq] (or `output_shape`); with `return_attention_scores`, the pair (output, weights [B, H, T, S]).
+        Output [B, T, Dq] (or `output_shape`); with `return_attention_scores` or a cache that grows, a tuple (output
+        [, weights [B, H, T, S]] [, cache]). Weights of cached steps are [N, H, T, P + L], prefix and own tokens, zero
+        where none stands yet.
 
     Masks are boolean, True = may attend, integers 0 and 1 are accepted, floats refused. Explicit and implicit ones are
     ANDed; the output carries the query's mask.
@@ -117,11 +130,17 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         names = ("query", "value", "key")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         query, value, key = (given.get(name) for name in names)
-        if isinstance(query, (list, tuple)) or query is None or value is None:
+        alone = isinstance(given.get("cache"), dict) and list(given["cache"]) == ["prefix"]
+        if isinstance(query, (list, tuple)) or query is None or (value is None and not alone):
             raise TypeError(
                 f"{type(self).__name__} is called as layer(query, value, key=None, ...), each a tensor of shape "
                 f"[batch, length, width]. Received: {describe_call(args, kwargs)}; write layer(query, value) instead "
                 "of layer([query, value]), and layer(x, x) for self-attention."
+            )
+        if alone and (value is not None or not self.built):
+            raise ValueError(
+                "A cache of a prefix alone is for a layer that is built, called without a value: layer(query, cache="
+                f"{{'prefix': ...}}). Received: value={'None' if value is None else 'a tensor'}, built={self.built}"
             )
         if self.fused_projection and not (query is value and (key is None or key is value)):
             raise ValueError(
@@ -144,13 +163,24 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         if not self.fused_projection:
             self._value_dense = self._projection("value", value_shape, self.num_key_value_heads, self.value_dim)
         self._build_attention(len(query_shape) + 1)
-        if self.position is not None and not self.position.built:
-            self.position.build((None, None, self.num_heads, self.key_dim))
+        if self.position is not None:
+            self._build_position()
         self._output_dense = self._make_output_dense(
             query_shape, self._get_common_kwargs_for_sublayer(), "attention_output"
         )
         self._output_dense.build((*query_shape[:-1], self.num_heads, self.value_dim))
         self.built = True
+
+    def _build_position(self):
+        if not self.position.built:
+            self.position.build((None, None, self.num_heads, self.key_dim))
+        # Shared weights would be lost in a .keras file: Keras does not see that two layers hold one position.
+        if self.position.weights and getattr(self.position, "_owner", id(self)) != id(self):
+            raise ValueError(
+                "MultiHeadAttention expects a position layer of its own, or one without weights. Received: "
+                f"{self.position.name!r}, which belongs to another layer; make one for each."
+            )
+        self.position._owner = id(self)
 
     def _check_shapes(self, query_shape, value_shape, key_shape):
         named = zip(("query", "value", "key"), (query_shape, value_shape, key_shape), strict=True)
@@ -204,7 +234,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
     def call(
         self,
         query,
-        value,
+        value=None,
         key=None,
         query_mask=None,
         value_mask=None,
@@ -213,32 +243,44 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         return_attention_scores=False,
         training=None,
         use_causal_mask=False,
+        cache=None,
+        cache_update_index=None,
     ):
-        query_mask = masks.combine_masks(_padding_mask("query_mask", query_mask, query), masks.implicit_mask(query))
-        key_mask = masks.combine_masks(
-            _padding_mask("value_mask", value_mask, value),
-            _padding_mask("key_mask", key_mask, value),
+        query_mask = masks.combine_masks(padding_mask_of("query_mask", query_mask, query), masks.implicit_mask(query))
+        key_mask = None if value is None else self._key_mask(value, key, value_mask, key_mask)
+        attention_mask = masks.as_mask(attention_mask, "attention_mask")
+        gate = self._gate_dense(_zero_padding(query, query_mask)) if self._use_gate else None
+        projected = self._project(query, value if key is None else key, value, query_mask, key_mask)
+        given = query_mask, key_mask, attention_mask, use_causal_mask, training
+        if cache is None:
+            context, weights = self._attend(*projected, *given, return_attention_scores)
+        else:
+            context, weights, cache = self._attend_cached(cache, cache_update_index, projected, *given)
+        output = self._output_dense(context if gate is None else context * gate)
+        results = [masks.carry_mask(output, query_mask)]
+        results += [weights] if return_attention_scores else []
+        results += [cache] if cache else []
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _key_mask(self, value, key, value_mask=None, key_mask=None):
+        """Explicit and implicit masks of value and key in one, or None."""
+        return masks.combine_masks(
+            padding_mask_of("value_mask", value_mask, value),
+            padding_mask_of("key_mask", key_mask, value),
             masks.implicit_mask(value),
             None if key is None else masks.implicit_mask(key),
         )
-        attention_mask = masks.as_mask(attention_mask, "attention_mask")
-        inputs = query, value if key is None else key, value
-        gate = self._gate_dense(_zero_padding(query, query_mask)) if self._use_gate else None
-        query, key, value = self._project(*inputs, query_mask, key_mask)
-        context, weights = self._attend(
-            query, key, value, query_mask, key_mask, attention_mask, use_causal_mask, return_attention_scores, training
-        )
-        output = self._output_dense(context if gate is None else context * gate)
-        output = masks.carry_mask(output, query_mask)
-        return (output, weights) if return_attention_scores else output
 
     def _project(self, query, key, value, query_mask, key_mask):
-        """Queries [B, T, H, K], keys [B, S, G, K] and values [B, S, G, Kv] of inputs without what padding holds."""
+        """Queries [B, T, H, K], keys [B, S, G, K] and values [B, S, G, Kv] of inputs without what padding holds.
+
+        Inputs that are None stay None.
+        """
         if not self.fused_projection:
             return (
-                self._query_dense(_zero_padding(query, query_mask)),
-                self._key_dense(_zero_padding(key, key_mask)),
-                self._value_dense(_zero_padding(value, key_mask)),
+                None if query is None else self._query_dense(_zero_padding(query, query_mask)),
+                None if key is None else self._key_dense(_zero_padding(key, key_mask)),
+                None if value is None else self._value_dense(_zero_padding(value, key_mask)),
             )
         heads, shared = self.num_heads, self.num_key_value_heads
         used = None if query_mask is None or key_mask is None else ops.logical_or(query_mask, key_mask)
@@ -246,11 +288,9 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         query, key, value = fused[:, :, :heads], fused[:, :, heads : heads + shared], fused[:, :, heads + shared :]
         return query, _zero_padding(key, key_mask), _zero_padding(value, key_mask)
 
-    def _attend(self, query, key, value, query_mask, key_mask, attention_mask, causal, with_weights, training):
+    def _attend(self, query, key, value, query_mask, key_mask, attention_mask, causal, training, with_weights):
         """Context [B, T, H, Kv] and weights [B, H, T, S] (None where they are not wanted or never existed)."""
-        if self.position is not None and hasattr(self.position, "rotate"):
-            query = self.position.rotate(query, ops.arange(ops.shape(query)[1]))
-            key = self.position.rotate(key, ops.arange(ops.shape(key)[1]))
+        query, key = self._rotate(query), self._rotate(key)
         if self._flash_attention and with_weights:
             raise ValueError(
                 "Returning attention scores is not supported when flash attention is enabled. Please disable flash "
@@ -264,6 +304,20 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         if recording_now:
             recording.record(self, weights)
         return context, weights
+
+    def _rotate(self, x, positions=None):
+        """Heads [B, L, H, K] rotated by their positions, 0 ... L - 1 if None, where the position is of that kind."""
+        if not hasattr(self.position, "rotate"):
+            return x
+        return self.position.rotate(x, ops.arange(ops.shape(x)[1]) if positions is None else positions)
+
+    def _biased(self, scores, query_positions=None, key_positions=None):
+        """Scores [B, H, T, S] and the bias of their positions, 0 ... T - 1 and 0 ... S - 1 if None."""
+        if not hasattr(self.position, "bias"):
+            return scores
+        if query_positions is None:
+            query_positions, key_positions = (ops.arange(length) for length in ops.shape(scores)[2:])
+        return scores + ops.cast(self.position.bias(query_positions, key_positions), scores.dtype)
 
     def _in_blocks(self, query, key, attention_mask, with_weights, training):
         """Whether to compute without the weights, in blocks."""
@@ -279,7 +333,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
 
     def _blocks(self, query, key, value, query_mask, key_mask, attention_mask, causal):
         bias, by_distance = None, None
-        if self.position is not None and hasattr(self.position, "bias"):
+        if hasattr(self.position, "bias"):
             lengths = ops.shape(query)[1], ops.shape(key)[1]
             if hasattr(self.position, "by_distance"):
                 by_distance = self.position.by_distance(ops.arange(1 - lengths[0], lengths[1]))
@@ -309,6 +363,78 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
             scale=self._inverse_sqrt_key_dim,
         )
 
+    # Stepwise decoding.
+
+    def initial_cache(self, batch_size, max_length):
+        """An empty cache for `max_length` tokens of each of `batch_size` sequences (or hypotheses)."""
+        shapes = (self.num_key_value_heads, self.key_dim), (self.num_key_value_heads, self.value_dim)
+        return caches.empty(batch_size, max_length, *shapes, self.compute_dtype)
+
+    def project_memory(self, value, key=None, value_mask=None, key_mask=None):
+        """Keys and values of a memory [B, S, D], projected once: the "prefix" of caches. The layer must be built."""
+        if not self.built or self.fused_projection:
+            raise ValueError(
+                f"project_memory expects a layer that is built, of three projections. Received: built={self.built}, "
+                f"fused_projection={self.fused_projection}; call the layer once before, or build(query_shape, "
+                "value_shape)."
+            )
+        mask = self._key_mask(value, key, value_mask, key_mask)
+        _, keys, values = self._project(None, value if key is None else key, value, None, mask)
+        mask = ops.ones(ops.shape(keys)[:2], dtype="bool") if mask is None else mask
+        return {"key": self._rotate(keys), "value": values, "mask": mask}
+
+    def _attend_cached(self, cache, index, projected, query_mask, key_mask, attention_mask, causal, training):
+        """Context [N, T, H, Kv], weights [N, H, T, P + L] and the cache with the new tokens ({} if it takes none).
+
+        One softmax runs over the prefix and the hypothesis's own tokens, which follow it.
+        """
+        if type(self)._compute_attention is not MultiHeadAttention._compute_attention:
+            raise ValueError(
+                f"{type(self).__name__} overrides _compute_attention, which has no cache. Received: a cache; override "
+                "_scores instead."
+            )
+        index = None if index is None else caches.as_index(index)
+        caches.check(self, cache, index, *projected)
+        query, key, value = projected
+        start = caches.start(cache, query)
+        positions = (ops.arange(ops.shape(query)[1]) + (0 if index is None else index))[None] + start
+        own, whole = {}, True
+        if "key" in cache:
+            whole = caches.fits(cache, ops.shape(key)[1], index)
+            own = caches.write(cache, self._rotate(key, positions), value, key_mask, index)
+        parts = caches.parts(own, cache.get("prefix"), start, query)
+        query = self._rotate(query, positions)
+        scores = [self._biased(self._part_scores(query, part), positions, part.positions) for part in parts]
+        allowed = [self._allowed(part, positions, causal) for part in parts]
+        mask = _joined_mask(allowed, scores, query_mask, attention_mask)
+        weights = masks.masked_softmax(ops.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], mask)
+        recording.record(self, weights)
+        kept, context = self._dropped(weights, query, training), 0
+        for part in parts:
+            length = ops.shape(part.key)[1]
+            context = context + self._part_context(kept[..., :length], part, ops.shape(query))
+            kept = kept[..., length:]
+        context = context if whole is True else ops.where(whole, context, float("nan"))
+        return context, weights, {**cache, **own} if own else {}
+
+    def _part_scores(self, query, part):
+        """Scores [N, H, T, L] of a part of a cache."""
+        if not part.shared:
+            return self._scores(query, part.key)
+        scores = self._scores(caches.by_row(query, ops.shape(part.key)[0]), part.key)
+        return caches.scores_by_hypothesis(scores, query)
+
+    def _part_context(self, weights, part, shape):
+        """What weights [N, H, T, L] take from a part, [N, T, H, Kv]; `shape` is that of the queries."""
+        if not part.shared:
+            return self._context(weights, part.value)
+        context = self._context(caches.weights_by_row(weights, ops.shape(part.key)[0]), part.value)
+        return ops.reshape(context, (*shape[:3], self.value_dim))
+
+    def _allowed(self, part, positions, causal):
+        """Which tokens of a part each query may attend to, [N, 1 or T, L]."""
+        return masks.combine_masks(part.mask[:, None], self._near(positions, part.positions, causal))
+
     def _mask(self, query, key, query_mask, key_mask, attention_mask, causal):
         """All masks in one, [B, T, S] (or [B, H, T, S] where attention_mask has heads), or None.
 
@@ -330,7 +456,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
                 attention_mask = ops.expand_dims(attention_mask, -2 * axes - 1)
             if padding is not None and len(given) > rank + axes:
                 padding = ops.expand_dims(padding, -2 * axes - 1)
-        return masks.combine_masks(padding, self._near(query, key, causal), attention_mask)
+        return masks.combine_masks(padding, self._near_in(query, key, causal), attention_mask)
 
     def _over_scores(self, mask, rank, after, before):
         """A padding mask of inputs with `rank` axes and a width, laid out as scores without heads."""
@@ -343,8 +469,8 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         shape = ops.shape(mask)
         return ops.reshape(mask, (*shape[: len(free)], *before, *shape[len(free) :], *after))
 
-    def _near(self, query, key, causal):
-        """The causal mask and the window, [1, T, S], or None."""
+    def _near_in(self, query, key, causal):
+        """The causal mask and the window of whole sequences, [1, T, S], or None."""
         if not causal and self._sliding_window is None:
             return None
         if len(self._attention_axes) > 1:
@@ -352,12 +478,16 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
                 "use_causal_mask and sliding_window expect attention over one axis. Received: "
                 f"attention_axes={self._attention_axes}"
             )
-        rows, columns = (ops.shape(x)[self._attention_axes[0]] for x in (query, key))
-        mask = masks.causal_mask(rows, columns) if causal else None
-        if self._sliding_window is not None:
-            distance = ops.arange(rows)[:, None] - ops.arange(columns)[None, :]
-            mask = masks.combine_masks(mask, ops.abs(distance) < self._sliding_window)
-        return mask[None]
+        axis = self._attention_axes[0]
+        return self._near(ops.arange(ops.shape(query)[axis])[None], ops.arange(ops.shape(key)[axis])[None], causal)
+
+    def _near(self, query_positions, key_positions, causal):
+        """The causal mask and the window of positions [B, T] and [B, S] (or [1, .] for all), [B, T, S], or None."""
+        if not causal and self._sliding_window is None:
+            return None
+        ahead = key_positions[:, None, :] - query_positions[:, :, None]
+        near = None if self._sliding_window is None else ops.abs(ahead) < self._sliding_window
+        return masks.combine_masks(ahead <= 0 if causal else None, near)
 
     def _compute_attention(
         self,
@@ -380,29 +510,28 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
             attention_mask = masks.combine_masks(attention_mask, causal)
         if attention_mask is not None:
             attention_mask = masks.as_mask(attention_mask, "attention_mask")
-        scores = self._scores(query, key)
+        scores = self._biased(self._scores(query, key))
         axes = len(self._attention_axes)
         if attention_mask is not None:
             for _ in range(len(scores.shape) - len(attention_mask.shape)):
                 attention_mask = ops.expand_dims(attention_mask, -2 * axes - 1)
         weights = _softmax(scores, attention_mask, axes)
+        return self._context(self._dropped(weights, value, training), value), weights
+
+    def _dropped(self, weights, value, training):
+        """Weights as they meet the values: after dropout, and in their dtype."""
         kept = self._dropout_layer(weights, training=training) if self.dropout else weights
-        return self._context(ops.cast(kept, value.dtype), value), weights
+        return ops.cast(kept, value.dtype)
 
     def _scores(self, query, key):
-        """Scaled scores [B, H, T, S], in at least float32, position bias included."""
+        """Scaled scores [B, H, T, S], in at least float32, without a position's bias."""
         query = masks.at_least_float32(query) * self._inverse_sqrt_key_dim
         key = masks.at_least_float32(key)
         if self.num_key_value_heads == self.num_heads:
-            scores = ops.einsum(self._dot_product_equation, key, query)
-        else:
-            grouped = ops.einsum("btgrk,bsgk->bgrts", self._grouped(query), key)
-            shape = ops.shape(grouped)
-            scores = ops.reshape(grouped, (shape[0], self.num_heads, *shape[3:]))
-        if self.position is not None and hasattr(self.position, "bias"):
-            bias = self.position.bias(ops.arange(ops.shape(query)[1]), ops.arange(ops.shape(key)[1]))
-            scores = scores + ops.cast(bias, scores.dtype)
-        return scores
+            return ops.einsum(self._dot_product_equation, key, query)
+        grouped = ops.einsum("btgrk,bsgk->bgrts", self._grouped(query), key)
+        shape = ops.shape(grouped)
+        return ops.reshape(grouped, (shape[0], self.num_heads, *shape[3:]))
 
     def _context(self, weights, value):
         """Averages values [B, S, G, Kv] by weights [B, H, T, S]: [B, T, H, Kv]."""
@@ -419,10 +548,12 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         shape, shared = ops.shape(query), self.num_key_value_heads
         return ops.reshape(query, (*shape[:2], shared, self.num_heads // shared, self.key_dim))
 
-    def compute_output_spec(self, query, value, key=None, *args, return_attention_scores=False, **kwargs):
+    def compute_output_spec(self, query, value=None, key=None, *args, cache=None, **kwargs):
+        if cache is not None:
+            return keras.Operation.compute_output_spec(self, query, value, key, *args, cache=cache, **kwargs)
         shape = self.compute_output_shape(query.shape, value.shape, None if key is None else key.shape)
         output = keras.KerasTensor(shape, dtype=self.compute_dtype)
-        if not return_attention_scores:
+        if not kwargs.get("return_attention_scores"):
             return output
         rank = len(query.shape)
         axes = [axis % rank if axis < 0 else axis for axis in self._attention_axes or range(1, rank - 1)]
@@ -462,7 +593,7 @@ class _Parts:
         return ops.reshape(ops.concatenate(parts, axis=1), shape)
 
 
-def _padding_mask(name, mask, x):
+def padding_mask_of(name, mask, x):
     """A mask of x, checked, as boolean; None stays None."""
     mask = masks.as_mask(mask, name)
     if mask is None:
@@ -482,6 +613,27 @@ def _zero_padding(x, mask):
         return x
     mask = ops.reshape(mask, (*ops.shape(mask), *(1,) * (len(x.shape) - len(mask.shape))))
     return ops.where(mask, x, ops.zeros_like(x))
+
+
+def _joined_mask(allowed, scores, query_mask, attention_mask):
+    """Masks [N, 1 or T, L] of the parts of a cache in one, [N, 1 or H, T, P + L], with the others."""
+    if len(allowed) > 1:
+        shapes = [ops.shape(x) for x in scores]
+        allowed = [ops.broadcast_to(x, (n, t, s)) for x, (n, _, t, s) in zip(allowed, shapes, strict=True)]
+        allowed = [ops.concatenate(allowed, axis=-1)]
+    mask = masks.combine_masks(allowed[0], None if query_mask is None else query_mask[:, :, None])
+    if attention_mask is None:
+        return mask[:, None]
+    places = [x.shape[-1] for x in scores]
+    lengths = scores[0].shape[2], None if None in places else sum(places)
+    if len(attention_mask.shape) not in (2, 3, 4) or None not in lengths and attention_mask.shape[-2:] != lengths:
+        raise ValueError(
+            "With a cache, attention_mask is [N, T, L] or [N, H, T, L] for T new tokens and the L places of the prefix "
+            f"and the cache together. Received: attention_mask.shape={tuple(attention_mask.shape)}, {lengths} expected "
+            "at its end"
+        )
+    rank = len(attention_mask.shape)
+    return masks.combine_masks(mask[:, None], attention_mask[:, None] if rank == 3 else attention_mask)
 
 
 def _differs_by_head(attention_mask):

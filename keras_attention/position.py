@@ -219,8 +219,9 @@ class RotaryEmbedding(keras.layers.Layer):
         half = x.shape[-1] // 2
         frequencies = self.base ** (-np.arange(half) / half) / self.scaling
         angles = _angles(ops.convert_to_tensor(positions), frequencies)[..., None, :]  # [B or none, T, 1, K / 2]
-        cosine, sine = ops.cos(angles), ops.sin(angles)
-        first, second = ops.split(ops.cast(x, keras.backend.result_type(x.dtype, "float32")), 2, axis=-1)
+        dtype = keras.backend.result_type(x.dtype, "float32")
+        cosine, sine = (ops.cast(function(angles), dtype) for function in (ops.cos, ops.sin))
+        first, second = ops.split(ops.cast(x, dtype), 2, axis=-1)
         rotated = ops.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
         return ops.cast(rotated, x.dtype)
 

@@ -26,7 +26,7 @@ def additive_score(query, key, vector):
     """
     query, key, vector = at_least_float32(query), at_least_float32(key), at_least_float32(vector)
     hidden = ops.tanh(query[:, :, None, :] + key[:, None, :, :])  # [B, T, S, U]
-    return ops.squeeze(ops.matmul(hidden, vector[:, None]), axis=-1)
+    return ops.squeeze(product(hidden, vector[:, None]), axis=-1)
 
 
 def concat_score(query, key, kernel, vector):
@@ -47,7 +47,7 @@ def concat_score(query, key, kernel, vector):
     """
     query, key, kernel = at_least_float32(query), at_least_float32(key), at_least_float32(kernel)
     width = query.shape[-1]
-    return additive_score(ops.matmul(query, kernel[:width]), ops.matmul(key, kernel[width:]), vector)
+    return additive_score(product(query, kernel[:width]), product(key, kernel[width:]), vector)
 
 
 def cosine_score(query, key, sharpness=1.0):
@@ -72,6 +72,16 @@ def unit_vectors(x):
     squares = ops.sum(ops.square(x), axis=-1, keepdims=True)
     long = squares > 1e-12
     return ops.where(long, x * ops.rsqrt(ops.where(long, squares, 1.0)), 0.0)
+
+
+def product(x, matrix):
+    """x [..., D] . matrix [D, U] -> [..., U], by way of [N, D].
+
+    `ops.matmul` goes another way on TensorFlow (tensordot), whose gradient XLA cannot compile where lengths are unknown
+    and a loop runs around it, as in a decoder.
+    """
+    rows = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), matrix)
+    return ops.reshape(rows, (*ops.shape(x)[:-1], ops.shape(matrix)[-1]))
 
 
 def dot_score(query, key):
@@ -119,7 +129,7 @@ def location_score(query, kernel, length):
         check_source_length(length, kernel.shape[-1])
     # `slice` refuses what is not there; [:, :length] would silently give fewer columns.
     columns = ops.slice(ops.convert_to_tensor(kernel), (0, 0), (kernel.shape[0], length))
-    return ops.matmul(at_least_float32(query), at_least_float32(columns))
+    return product(at_least_float32(query), at_least_float32(columns))
 
 
 def check_source_length(length, max_length):

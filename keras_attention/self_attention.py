@@ -3,8 +3,7 @@
 import keras
 
 from keras_attention import masks
-from keras_attention.additive import _check_units
-from keras_attention.attention import Attention, describe_call, scores_dtype
+from keras_attention.attention import Attention, check_units, describe_call, scores_dtype
 from keras_attention.scores import scaled_dot_score
 
 
@@ -53,7 +52,7 @@ class CrossAttention(Attention):
 
     def __init__(self, units, use_bias=False, output_projection=False, kernel_initializer="glorot_uniform", **kwargs):
         super().__init__(**kwargs)
-        self.units = _check_units(self, units)
+        self.units = check_units(self, units)
         self.use_bias = use_bias
         self.output_projection = output_projection
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

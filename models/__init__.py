@@ -9,6 +9,7 @@ from .decoding import Hypotheses, beam_search, greedy_search, sample, uniform_nu
 from .pipeline import Pipeline, Result, list_presets
 from .seq2seq import Seq2Seq
 from .tokenizers import CharacterTokenizer, SentencePieceTokenizer
+from .transformer import Transformer
 from .words import WordPieceTokenizer, WordTokenizer
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Result",
     "SentencePieceTokenizer",
     "Seq2Seq",
+    "Transformer",
     "WordPieceTokenizer",
     "WordTokenizer",
     "beam_search",

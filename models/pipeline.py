@@ -103,7 +103,7 @@ class Pipeline:
                 f"Pipeline expects decoding options among {', '.join(DecodingOptions.__dataclass_fields__)}. "
                 f"Received: {', '.join(unknown)}"
             )
-        self.options = _within(DecodingOptions(**options), getattr(model, "max_source_length", None))
+        self.options = _within(DecodingOptions(**options), model)
         self.source_width = None if source_tokenizer is not None else getattr(model, "source_width", None)
         self._functions = {}
         _check_vocabulary(model, "source", source_tokenizer)
@@ -473,9 +473,12 @@ def _text(value):
     return value.decode("utf-8", "replace")
 
 
-def _within(options, longest):
-    """Options that hold a model's own longest source, where it has one."""
-    return options if longest is None else replace(options, max_source_length=min(options.max_source_length, longest))
+def _within(options, model):
+    """Options that hold a model's own longest source and target, where it has such."""
+    for name, own in (("max_source_length", "max_source_length"), ("max_length", "max_target_length")):
+        if (longest := getattr(model, own, None)) is not None:
+            options = replace(options, **{name: min(getattr(options, name), longest)})
+    return options
 
 
 def _padded(x, rows, columns):

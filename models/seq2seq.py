@@ -13,9 +13,8 @@ from keras_attention import (
     LocationAttention,
     ScaledDotProductAttention,
 )
-from keras_attention.masks import as_mask, zero_masked
 
-from .token_model import TokenModel
+from .token_model import TokenModel, check_input, check_source_arguments, read_source
 from .tokenizers import PAD, START
 
 # What the names mean, for a width of states and memory, a longest source and a dtype policy.
@@ -108,7 +107,8 @@ class Seq2Seq(TokenModel):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _check_arguments(units, encoder_layers, bidirectional, cell, context, source_vocabulary, source_width)
+        _check_arguments(units, encoder_layers, bidirectional, cell, context)
+        check_source_arguments(self, source_vocabulary, source_width)
         self.source_vocabulary = source_vocabulary
         self.target_vocabulary = target_vocabulary
         self.units = units
@@ -189,7 +189,7 @@ class Seq2Seq(TokenModel):
 
     def features(self, x, return_attention_scores=False, training=None):
         """Readouts [B, T, D], what `logits` takes; with `return_attention_scores`, also the weights [B, T, S]."""
-        _check_input(x, ("source", "target"))
+        check_input(self, x, ("source", "target"))
         memory, mask, summary = self._encode(x, training)
         target = ops.convert_to_tensor(x["target"])
         embedded = self.dropout_layer(self.target_embedding(target), training=training)
@@ -224,15 +224,7 @@ class Seq2Seq(TokenModel):
 
     def _read_source(self, x, training):
         """Embedded source [B, S, E] (or features [B, S, F]) and its mask [B, S]."""
-        source = ops.convert_to_tensor(x["source"])
-        _check_source(source, self.source_vocabulary, self.source_width)
-        mask = as_mask(x.get("source_mask"), "source_mask")
-        if self.source_vocabulary is not None:
-            real = source != PAD
-            mask = real if mask is None else ops.logical_and(real, mask)
-        else:
-            mask = ops.ones(ops.shape(source)[:2], dtype="bool") if mask is None else mask
-            source = ops.cast(zero_masked(source, mask), self.compute_dtype)
+        source, mask = read_source(self, x)
         if self.source_embedding is not None:
             source = self.source_embedding(source)
             source = self.dropout_layer(source, training=training)
@@ -246,7 +238,7 @@ class Seq2Seq(TokenModel):
         Args:
             x: a dict with "source", ids [B, S] or features [B, S, F], and, optionally, "source_mask" [B, S].
         """
-        _check_input(x, ("source",))
+        check_input(self, x, ("source",))
         memory, mask, summary = self._encode(x, training=False)
         return {**self.decoder.prepare(memory, mask), "first_state": self.decoder.begin(self.bridge(summary))}
 
@@ -307,7 +299,7 @@ def _built_shape(layer, shape):
     return tuple(layer.compute_output_shape(shape))
 
 
-def _check_arguments(units, encoder_layers, bidirectional, cell, context, source_vocabulary, source_width):
+def _check_arguments(units, encoder_layers, bidirectional, cell, context):
     if encoder_layers < 1:
         raise ValueError(f"Seq2Seq expects at least 1 encoder layer. Received: encoder_layers={encoder_layers}")
     if units < 1 or bidirectional and units % 2:
@@ -318,11 +310,6 @@ def _check_arguments(units, encoder_layers, bidirectional, cell, context, source
     for name, value, known in (("cell", cell, RNNS), ("context", context, CONTEXTS)):
         if value not in known:
             raise ValueError(f"Seq2Seq expects {name} to be one of {', '.join(known)}. Received: {name}={value!r}")
-    if (source_vocabulary is None) == (source_width is None):
-        raise ValueError(
-            "Seq2Seq expects source_vocabulary for ids, or source_vocabulary=None and source_width=F for features "
-            f"[B, S, F]. Received: source_vocabulary={source_vocabulary}, source_width={source_width}"
-        )
 
 
 def _check_tied(embedding, shape):
@@ -332,20 +319,4 @@ def _check_tied(embedding, shape):
             f"tie_embeddings=True needs a target_embedding with a matrix `embeddings` of shape {shape}; "
             f"received {embedding.name!r} with {None if found is None else tuple(found.shape)}. "
             "Set tie_embeddings=False."
-        )
-
-
-def _check_input(x, names):
-    missing = [name for name in names if not isinstance(x, dict) or name not in x]
-    if missing:
-        given = sorted(x) if isinstance(x, dict) else type(x).__name__
-        raise ValueError(f"Seq2Seq expects x to be a dict with {' and '.join(names)}. Received: {given}")
-
-
-def _check_source(source, vocabulary, width):
-    if vocabulary is not None and len(source.shape) != 2:
-        raise ValueError(f"Seq2Seq expects source ids [B, S]. Received: source.shape={tuple(source.shape)}")
-    if vocabulary is None and (len(source.shape) != 3 or source.shape[-1] != width):
-        raise ValueError(
-            f"Seq2Seq expects source features [B, S, {width}]. Received: source.shape={tuple(source.shape)}"
         )

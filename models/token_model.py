@@ -1,14 +1,35 @@
 """The base of every model that writes tokens: logits = features . matrix^T + bias, and a loss that never needs them."""
 
+import weakref
+
 import keras
 from keras import ops
 
+from keras_attention.masks import as_mask, zero_masked
+
+from .tokenizers import PAD
+
 
 class _Step:
-    """What one step of fit hands on, from call to compute_loss to compute_metrics; each reader clears it."""
+    """What one step of fit hands on, from call to compute_loss to compute_metrics; each reader clears it.
+
+    After a call outside of fit nobody reads: the features are let go together with the logits that were returned.
+    """
 
     features = logits = None
     metrics_are_updated = False
+
+    def keep(self, features, logits):
+        self.features, self.logits = features, weakref.ref(logits, self._let_go)
+
+    def _let_go(self, logits):
+        self.features = self.logits = None
+
+    def take(self, y_pred):
+        """The features whose logits y_pred are; None if they are not the last call's."""
+        kept = self.logits is not None and self.logits() is y_pred
+        features, self.features, self.logits = self.features, None, None
+        return features if kept else None
 
 
 class TokenModel(keras.Model):
@@ -45,12 +66,12 @@ class TokenModel(keras.Model):
         features = self.features(x, training=training)
         logits = self.logits(features)
         if self.compiled and hasattr(self.loss, "from_features"):
-            self._step.features, self._step.logits = features, logits
+            self._step.keep(features, logits)
         return logits
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        features, logits, self._step.features, self._step.logits = self._step.features, self._step.logits, None, None
-        if logits is None or logits is not y_pred or self._compile_loss._user_loss_weights is not None:
+        features = self._step.take(y_pred)
+        if features is None or self._compile_loss._user_loss_weights is not None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         loss, statistics = self.loss.from_features(
             features, *self.output_weights(), y, sample_weight, training=training
@@ -76,3 +97,39 @@ class TokenModel(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         updated, self._step.metrics_are_updated = self._step.metrics_are_updated, False
         return self.get_metrics_result() if updated else super().compute_metrics(x, y, y_pred, sample_weight)
+
+
+def check_input(model, x, names):
+    """Refuses an input that is no dict with these names."""
+    missing = [name for name in names if not isinstance(x, dict) or name not in x]
+    if missing:
+        given = sorted(x) if isinstance(x, dict) else type(x).__name__
+        raise ValueError(f"{type(model).__name__} expects x to be a dict with {' and '.join(names)}. Received: {given}")
+
+
+def check_source_arguments(model, source_vocabulary, source_width):
+    """A source is ids or features."""
+    if (source_vocabulary is None) == (source_width is None):
+        raise ValueError(
+            f"{type(model).__name__} expects source_vocabulary for ids, or source_vocabulary=None and source_width=F "
+            f"for features [B, S, F]. Received: source_vocabulary={source_vocabulary}, source_width={source_width}"
+        )
+
+
+def read_source(model, x):
+    """The source of x, ids [B, S] or features [B, S, F] (zero where they are masked), and its mask [B, S]."""
+    source = ops.convert_to_tensor(x["source"])
+    mask = as_mask(x.get("source_mask"), "source_mask")
+    if model.source_vocabulary is None:
+        if len(source.shape) != 3 or source.shape[-1] != model.source_width:
+            raise ValueError(
+                f"{type(model).__name__} expects source features [B, S, {model.source_width}]. Received: "
+                f"source.shape={tuple(source.shape)}"
+            )
+        mask = ops.ones(ops.shape(source)[:2], dtype="bool") if mask is None else mask
+        return ops.cast(zero_masked(source, mask), model.compute_dtype), mask
+    if len(source.shape) != 2:
+        raise ValueError(
+            f"{type(model).__name__} expects source ids [B, S]. Received: source.shape={tuple(source.shape)}"
+        )
+    return source, source != PAD if mask is None else ops.logical_and(source != PAD, mask)

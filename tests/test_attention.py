@@ -11,6 +11,7 @@ from keras import ops
 from keras_attention import (
     AdditiveAttention,
     Attention,
+    AttentiveRNN,
     ConcatAttention,
     CosineAttention,
     DotProductAttention,
@@ -238,6 +239,34 @@ def test_location_fails_on_a_longer_source_in_a_graph_of_unknown_length(maximum,
     np.testing.assert_allclose(to_numpy(function(QUERY, value[:, :maximum])[0]), to_numpy(eager), atol=1e-6)
     with pytest.raises(tf.errors.InvalidArgumentError, match=rf"\[0, {maximum}\], but got {S + 1}"):
         function(QUERY, value)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow's graphs have unknown lengths")
+@every_layer()
+def test_a_model_trains_under_xla_with_unknown_lengths_in_a_decoder_and_alone(make):
+    """The gradient of a product of rank 3 within a loop is what XLA refused."""
+    import tensorflow as tf
+
+    source, target = (keras.Input((None,), dtype="int32", name=name) for name in ("source", "target"))
+    embedding = keras.layers.Embedding(U, D, mask_zero=True)
+    decoder, layer = AttentiveRNN(D, attention=make(), cell="simple_rnn"), make()
+    model = keras.Model([source, target], layer(decoder(embedding(target), embedding(source)), embedding(source)))
+    before = randomize(model).get_weights()
+    generator = np.random.default_rng(5)
+    x = tuple(generator.integers(1, U, (B, length)).astype("int32") for length in (L, T))
+    ids = tf.TensorSpec((None, None), tf.int32)
+    spec = (ids, ids), tf.TensorSpec((None, None, D))
+    data = tf.data.Dataset.from_generator(lambda: [(x, random(B, T, D))], output_signature=spec)
+    data = data.apply(tf.data.experimental.assert_cardinality(1))
+    after = {}
+    for compiled in (False, True):
+        model.set_weights(before)
+        model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=compiled)
+        model.fit(data, shuffle=False, verbose=0)
+        after[compiled] = model.get_weights()
+    for weight, old, plain, xla in zip(model.weights, before, after[False], after[True], strict=True):
+        assert not np.array_equal(old, xla), weight.path
+        np.testing.assert_allclose(xla, plain, atol=1e-5)
 
 
 @every_layer()

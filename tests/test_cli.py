@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from keras_attention.models import CharacterTokenizer, Pipeline, list_presets
+from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq, list_presets
+from keras_attention.models.pipeline import PRETRAINED
 from keras_attention.models.tokenizers import load_tokenizer, save_tokenizer
 from keras_attention.training import cli
 from keras_attention.training.callbacks import Checkpoints
+from keras_attention.training.errors import InputError
 from keras_attention.training.recipes import list_recipes
+from keras_attention.training.train import _begin_with
 
 RECIPE = """# Short strings, reversed.
 seed = 3
@@ -201,6 +204,89 @@ def test_init_of_another_size(place, run, tmp_path):
     message = refusal(*train(place, tmp_path / "more", "--init", run, "--set", "model.units=10"))
     assert f"The weights in {run} do not fit this model" in message
     assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "difference"),
+    [
+        ("model.attention=scaled_dot", "attention is AdditiveAttention there and ScaledDotProductAttention here"),
+        ("model.bidirectional=false", "bidirectional is True there and False here"),
+        ("model.order=luong", "order is bahdanau there and luong here"),
+        ("model.encoder_layers=2", "encoder_layers is 1 there and 2 here"),
+        ("model.cell=lstm", "cell is gru there and lstm here"),
+    ],
+)
+def test_init_of_another_architecture(place, run, tmp_path, setting, difference):
+    message = refusal(*train(place, tmp_path / "more", "--init", run, "--set", setting))
+    assert f"The weights in {run} do not fit this model: {difference}." in message
+    assert not (tmp_path / "more").exists()
+
+
+def test_init_of_equal_shapes_but_another_score(place, tmp_path):
+    """Dot and scaled dot have the same weights, none; only their names tell them apart."""
+    sizes = {"source_vocabulary": 7, "target_vocabulary": 7, "units": 8}
+    dot, scaled, dropped = (
+        Seq2Seq(**sizes, attention=name, dropout=share) for name, share in (("dot", 0), ("scaled_dot", 0), ("dot", 0.5))
+    )
+    assert [w.shape for w in dot.weights] == [w.shape for w in scaled.weights]
+    with pytest.raises(InputError, match="attention is DotProductAttention there and ScaledDotProductAttention here"):
+        _begin_with(dot, scaled, tmp_path)
+    _begin_with(dot, dropped, tmp_path)
+    for ours, theirs in zip(dropped.trainable_weights, dot.trainable_weights, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(ours), keras.ops.convert_to_numpy(theirs))
+
+
+def test_init_with_other_ways_to_read(place, run, tmp_path):
+    message = refusal(*train(place, tmp_path / "more", "--init", run, "--set", "target_tokenizer.byte_fallback=true"))
+    assert "asks for target_tokenizer.byte_fallback=true, and the tokenizer of the run of --init has false" in message
+    assert "give --set target_tokenizer.byte_fallback=false" in message
+    assert not (tmp_path / "more").exists()
+
+
+def test_init_as_a_setting_is_checked_like_the_option(place, run, tmp_path, monkeypatch):
+    out = tmp_path / "more"
+    assert "There is no pretrained model 'nonsense'" in refusal(*train(place, out, "--set", "init=nonsense"))
+    assert "./nonsense is not there" in refusal(*train(place, out, "--set", "init=./nonsense"))
+    both = ("--init", run, "--set", "init=dates")
+    assert f"--init {run} and init=dates of the recipe exclude each other" in refusal(*train(place, out, *both))
+    assert not out.exists()
+    begun = []
+    monkeypatch.setattr("keras_attention.training.train.train", lambda *arguments: begun.append(arguments[2]) or {})
+    succeed(*train(place, out, "--set", f"init={run}"))
+    succeed(*train(place, out, "--set", "init=dates"))
+    assert begun == [run, PRETRAINED / "dates"]
+
+
+def test_resuming_does_not_change_what_a_run_began_with(place, run, copied, no_export, monkeypatch):
+    monkeypatch.setattr(keras.Model, "fit", lambda *arguments, **options: pytest.fail("trained"))
+    before = snapshot(copied)
+    resume = ("train", place / "tiny.toml", "--out", copied, "--resume")
+    message = refusal(*resume, "--init", run)
+    assert f"The run in {copied} was begun without --init, not with {run}: give --resume without --init." in message
+    assert snapshot(copied) == before
+    recipe = json.loads((copied / "recipe.json").read_text(encoding="utf-8"))
+    (copied / "recipe.json").write_text(json.dumps({**recipe, "init": str(run)}), encoding="utf-8")
+    succeed(*resume, "--init", run)
+    assert f"was begun with --init {run}, not with" in refusal(*resume, "--init", "dates")
+    assert json.loads((copied / "recipe.json").read_text(encoding="utf-8"))["init"] == str(run)
+
+
+def test_what_fails_after_training_loses_nothing(place, tmp_path, no_export, monkeypatch):
+    out, evaluate = tmp_path / "run", keras.Model.evaluate
+
+    def fail(*arguments, **options):
+        if "_use_cached_eval_dataset" in options:  # of an epoch
+            return evaluate(*arguments, **options)
+        raise OSError("no memory left.")
+
+    monkeypatch.setattr(keras.Model, "evaluate", fail)
+    message = refusal(*train(place, out))
+    assert f"Training is done and kept in {out}" in message and "no memory left. Put that right" in message
+    assert len(history_of(out)["val_loss"]) == 2 and not (out / "metrics.json").exists()
+    monkeypatch.setattr(keras.Model, "evaluate", evaluate)
+    monkeypatch.setattr(keras.Model, "fit", lambda *arguments, **options: pytest.fail("trained"))
+    succeed("train", place / "tiny.toml", "--out", out, "--resume")
+    assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))["epochs"] == 2
 
 
 def interrupt(monkeypatch, epoch, error):

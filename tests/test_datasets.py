@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from keras_attention.models.tokenizers import CharacterTokenizer
+from keras_attention.models.words import WordPieceTokenizer, WordTokenizer
 from keras_attention.training import corpus, datasets
 from keras_attention.training.corpus import prepare, read_pairs
 from keras_attention.training.datasets import Pairs, find_pairs, read_lines, read_parallel, read_tsv, seeded_split
@@ -373,7 +374,8 @@ def test_kinds_of_tokenizers(write, tmp_path, settings, pieces):
 def test_characters_of_another_run_are_extended(write, tmp_path):
     path = write("pairs.tsv", "abcd\tAB\n" * 3)
     begin_with = CharacterTokenizer("ba"), CharacterTokenizer("BA", byte_fallback=False)
-    found = prepare(recipe(f"data.source={path}", f"data.val_source={path}"), tmp_path, begin_with)
+    settings = [f"data.source={path}", f"data.val_source={path}", "target_tokenizer.byte_fallback=false"]
+    found = prepare(recipe(*settings), tmp_path, begin_with)
     assert [tokenizer.characters for tokenizer in found.tokenizers] == ["bacd", "BA"]
     assert len(found.notes) == 1 and "source vocabulary" in found.notes[0] and "cd" in found.notes[0]
 
@@ -383,6 +385,49 @@ def test_tokenizers_of_another_kind(tmp_path):
     message = message_of(prepare, recipe("target_tokenizer.kind=bpe"), tmp_path, (characters, characters))
     assert "target tokenizer of the kind bpe" in message and "--init is characters" in message
     assert "--set target_tokenizer.kind=characters" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "name", "asked", "found"),
+    [
+        ("characters", lambda: CharacterTokenizer("abc", byte_fallback=False), "byte_fallback", "true", "false"),
+        ("words", lambda: WordTokenizer(["a"], split="blanks"), "split", "words", "blanks"),
+        ("words", lambda: WordTokenizer(["a"], lower=True), "lower", "false", "true"),
+        ("wordpiece", lambda: WordPieceTokenizer(["a"]), "lower", "true", "false"),
+    ],
+)
+def test_tokenizers_that_read_in_another_way(tmp_path, kind, make, name, asked, found):
+    settings = [f"source_tokenizer.kind={kind}", f"source_tokenizer.{name}={asked}"]
+    message = message_of(prepare, recipe(*settings), tmp_path, (make(), CharacterTokenizer("abc")))
+    assert f"source_tokenizer.{name}={asked}, and the tokenizer of the run of --init has {found}" in message
+    assert f"give --set source_tokenizer.{name}={found}, or train without --init" in message
+    assert not any(tmp_path.iterdir())
+
+
+def test_words_of_another_run_are_not_learned_anew_which_is_said(write, tmp_path):
+    path = write("pairs.tsv", "a b\tA\n" * 3)
+    settings = [f"data.source={path}", f"data.val_source={path}", "source_tokenizer.kind=words"]
+    begin_with = WordTokenizer(["b", "c"]), CharacterTokenizer("A")
+    found = prepare(recipe(*settings), tmp_path, begin_with)
+    assert list(found.tokenizers[0].words) == ["b", "c"]
+    note = "The source tokenizer is that of --init, with 6 pieces: nothing is learned by [source_tokenizer]."
+    assert found.notes == [note]
+
+
+def test_columns_of_files_that_are_no_tsv(write, tmp_path):
+    lines = "".join(f"{i}\n" for i in range(20))
+    one, two = write("a.en", lines), write("a.de", lines)
+    message = message_of(read_pairs, recipe(f"data.source={one}", f"data.target={two}", "data.columns=[2, 1]"))
+    assert message.startswith(
+        "data.columns=[2, 1] says which columns of a TSV are read, and the data are aligned files"
+    )
+    assert message.endswith("exchange data.source and data.target.")
+    write("train.en", lines), write("train.de", lines)
+    message = message_of(read_pairs, recipe("data.pair=en-de", "data.columns=[2, 1]", folder=tmp_path))
+    assert message.endswith("exchange the suffixes in data.pair.")
+    write("val.tsv", "x\ty\n")  # of which the columns are
+    found = read_pairs(recipe("data.pair=en-de", "data.columns=[2, 1]", folder=tmp_path))
+    assert (len(found[0]), found[1]) == (20, Pairs(["y"], ["x"]))
 
 
 # Tokens

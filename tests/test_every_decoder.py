@@ -9,7 +9,7 @@ import pytest
 from helpers import gradients, randomize, run_python, to_numpy
 from keras import ops
 
-from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq, beam_search, greedy_search
+from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq, Transformer, beam_search, greedy_search
 from keras_attention.models.seq2seq import ATTENTIONS
 from keras_attention.models.tokenizers import START
 
@@ -28,9 +28,26 @@ CONFIGURATIONS = {
     "features, luong": {"source_vocabulary": None, "source_width": F, "order": "luong", "attention": "dot"},
     "features, no attention": {"source_vocabulary": None, "source_width": F, "attention": None},
 }
+TRANSFORMERS = {
+    "transformer": {},
+    "transformer, shared, learned": {"source_vocabulary": 13, "share_embeddings": True, "position": "learned"},
+    "transformer, pre-norm, rotary": {
+        "normalize_first": True,
+        "normalization": "rms",
+        "gated": True,
+        "position": "rotary",
+        "num_key_value_heads": 1,
+        "use_bias": False,
+    },
+    "transformer, relative": {"position": "relative", "decoder_layers": 1, "tie_embeddings": False},
+    "transformer, alibi": {"position": "alibi", "normalize_first": True, "alignment_layer": 2},
+    "transformer, features": {"source_vocabulary": None, "source_width": F, "position": None},
+}
+CONFIGURATIONS |= TRANSFORMERS
 # Under XLA, and as SavedModel in a fresh process: one of each kind, for the time that it takes.
 COMPILED = ["location", "additive, luong, lstm", "cosine, lstm", "context in the first state", "features"]
-EXPORTED = ["location", "additive, luong, lstm", "features"]
+COMPILED += ["transformer", "transformer, pre-norm, rotary"]
+EXPORTED = ["location", "additive, luong, lstm", "features", "transformer, pre-norm, rotary"]
 every_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="text and SavedModel")
 LENGTHS = [5, 2, 7, 1]
@@ -39,10 +56,25 @@ TARGET = np.array([[2, 4, 5, 6], [2, 7, 8, 0], [2, 9, 4, 10], [2, 5, 0, 0]])
 
 
 def make(name, source_vocabulary=11, target_vocabulary=13):
+    if name in TRANSFORMERS:
+        sizes = {"width": 8, "num_heads": 2, "feed_forward_units": 11, "encoder_layers": 2, "decoder_layers": 3}
+        options = {"source_vocabulary": source_vocabulary, "target_vocabulary": target_vocabulary, **sizes}
+        return randomize(Transformer(**{**options, **TRANSFORMERS[name]}), scale=0.6)
     options = {"source_vocabulary": source_vocabulary, "units": 8, "embedding_width": 6, **CONFIGURATIONS[name]}
     if options.get("attention") == "location":
         options["max_source_length"] = LONGEST
     return randomize(Seq2Seq(target_vocabulary=target_vocabulary, **options), scale=0.8)
+
+
+def has_attention(model):
+    return isinstance(model, Transformer) or model.decoder.attention is not None
+
+
+def alignment(model, weights):
+    """What `step` returns, [B, T, S], from the weights of a call."""
+    if isinstance(model, Transformer):
+        return to_numpy(weights["cross"][model.alignment_layer]).mean(1)
+    return to_numpy(weights)
 
 
 def source_of(model):
@@ -75,12 +107,13 @@ def test_steps_equal_one_call(name):
         real = TARGET[:, t] != 0
         assert np.all(np.isfinite(to_numpy(stepped)))
         np.testing.assert_allclose(to_numpy(stepped)[real], to_numpy(logits)[real, t], atol=1e-5)
-        if model.decoder.attention is None:
+        if not has_attention(model):
             assert attended is None
             assert weights is None
         else:
-            np.testing.assert_allclose(to_numpy(attended)[real], to_numpy(weights)[real, t], atol=1e-5)
-            assert np.all(to_numpy(weights)[:, t][~MASK] == 0)
+            expected = alignment(model, weights)[:, t]
+            np.testing.assert_allclose(to_numpy(attended)[real], expected[real], atol=1e-5)
+            assert np.all(expected[~MASK] == 0)
 
 
 @pytest.mark.backends
@@ -94,7 +127,7 @@ def test_a_batch_decodes_like_each_row_alone_and_beam_1_is_greedy(name):
         one = beam_search(model, model.encode(alone), 6, beam_width=3, num_return=3)
         np.testing.assert_array_equal(to_numpy(one.ids)[0], to_numpy(together.ids)[row])
         np.testing.assert_allclose(to_numpy(one.scores)[0], to_numpy(together.scores)[row], atol=1e-4)
-        if model.decoder.attention is not None:
+        if has_attention(model):
             expected = to_numpy(together.attention)[row, :, :, :length]
             np.testing.assert_allclose(to_numpy(one.attention)[0], expected, atol=1e-4)
     greedy, beam = greedy_search(model, model.encode(x), 6), beam_search(model, model.encode(x), 6, beam_width=1)
@@ -177,7 +210,7 @@ def test_the_saved_model_answers_like_the_pipeline(name, tmp_path):
     for way in ("session", "serving_default", "serving_xla", "serving_nbest"):
         assert [[i for i in ids if i] for ids in answers[way]] == expected, way
     names = answers["serving_default names"]
-    assert ("attention" in names) == (model.decoder.attention is not None)
+    assert ("attention" in names) == has_attention(model)
     assert ("source_pieces" in names) == (model.source_vocabulary is not None)
 
 

@@ -273,3 +273,21 @@ def test_blockwise_computes_sums_and_softmax_in_float32(dtype):
     assert keras.utils.standardize_dtype(loss.dtype) == "float32"
     expected = MaskedCrossEntropy()(labels, plain(*[ops.convert_to_tensor(x) for x in arrays]))
     np.testing.assert_allclose(float(loss), float(expected), rtol=0.02)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_blockwise_gradients_in_float16_do_not_depend_on_the_scale_of_the_weights(scale):
+    arrays, y_true, sample_weight = block_case()
+    labels = ops.convert_to_tensor(y_true)
+
+    def by_blocks(*x):
+        return blockwise_cross_entropy(*x, labels, sample_weight * np.float32(scale), 0.1, block=16)[0]
+
+    def whole(*x):
+        return MaskedCrossEntropy(0.1)(labels, plain(*x), sample_weight)
+
+    half = [array.astype("float16") for array in arrays]
+    expected = gradients(whole, [array.astype("float32") for array in half])
+    for one, two in zip(gradients(by_blocks, half), expected, strict=True):
+        assert one.dtype == "float16" and np.abs(two).max() > 0.01
+        np.testing.assert_allclose(one, two, atol=0.01 * np.abs(two).max())

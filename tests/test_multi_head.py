@@ -615,7 +615,7 @@ def test_blocks_compute_the_same(name):
         expected, found = (outputs_and_gradients(x, [LONG, LONGER], **given) for x in (layer, blocks))
         # Rounded differently; and the key's bias has no influence at all.
         for one, two in zip(found, expected, strict=True):
-            np.testing.assert_allclose(one, two, atol=2e-5 * max(1, np.abs(two).max()))
+            np.testing.assert_allclose(one, two, atol=5e-5 * max(1, np.abs(two).max()))
 
 
 def test_blocks_take_masks_of_every_shape():

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers import ROOT, randomize
 
+import keras_attention
 from keras_attention import AdditiveAttention
 
 
@@ -61,6 +62,32 @@ def test_the_sample_of_an_own_score(run):
     context, weights = layer(x, x * 50, return_attention_scores=True)
     assert context.shape == (2, 3, 5)
     np.testing.assert_allclose(weights.numpy().sum(-1), 1, atol=1e-6)
+
+
+def test_the_sample_of_recorded_scores(run):
+    scores = run("record")["scores"]
+    assert [tuple(weights[0].shape) for weights in scores.values()] == [(1, 2, 5, 5), (1, 5)]
+    assert [path.split("/", 1)[1] for path in scores] == ["block/self_attention", "pooling"]
+
+
+def test_what_to_write_instead_of_what_you_have():
+    rows = re.findall(r"^\| `(.*?)`.*? \| `(.*?)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = [row for row in rows if "(" in row[1] and ("keras.layers." in row[0] or "Bahdanau" in row[0])]
+    assert len(rows) == 5
+    x = np.random.default_rng(0).normal(size=(3, 2, 5, 7)).astype("float32")
+    names = {**vars(keras_attention), "keras": keras, "q": x[0, :, :3], "v": x[1], "k": x[2], "hidden": x[0, :, 0]}
+    for theirs, ours in rows:
+        found = eval(ours, names)
+        if "Bahdanau" not in theirs:
+            assert found.shape == eval(theirs, names).shape
+        if "Multi" in theirs or "Group" in theirs:
+            layers = [eval(code[: code.rindex("(")], names) for code in (theirs, ours)]
+            for layer in layers:
+                layer.build((2, 3, 7), (2, 5, 7))
+            randomize(layers[0])
+            layers[1].set_weights(layers[0].get_weights())
+            outputs = [layer(names["q"], names["v"]) for layer in layers]
+            np.testing.assert_allclose(*outputs, atol=1e-5)
 
 
 def test_the_seq2seq_sample_learns_saves_generates_and_exports(run, capsys):

@@ -6,11 +6,12 @@ import time
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from click.testing import CliRunner
+from helpers import ROOT, randomize
 
-from keras_attention.models import Pipeline, Result
+from keras_attention.models import Pipeline, Result, Seq2Seq
 from keras_attention.models.tokenizers import CharacterTokenizer
-from keras_attention.training import corpus
+from keras_attention.training import cli, corpus
 from keras_attention.training.batching import FeatureSequences
 from keras_attention.training.errors import InputError
 from keras_attention.training.recipes import resolve
@@ -247,6 +248,14 @@ def test_the_corpus_of_series_has_features(tmp_path):
 
 
 @pytest.mark.usefixtures("few")
+def test_a_task_of_features_finds_its_tokenizer_again(tmp_path, monkeypatch):
+    first = corpus.prepare(recipe("series"), tmp_path).tokenizers[1]
+    monkeypatch.setattr(corpus, "_learn", lambda *arguments: pytest.fail("learned anew"))
+    source, target = corpus.prepare(recipe("series"), tmp_path).tokenizers
+    assert source is None and target.get_config() == first.get_config()
+
+
+@pytest.mark.usefixtures("few")
 def test_series_that_are_too_long_are_left_out_and_counted_in_steps(tmp_path):
     found = corpus.prepare(recipe("series", "data.max_source_length=40"), tmp_path)
     assert len(found.val[0]) < 30 and found.val[0].lengths.max() <= 40
@@ -275,6 +284,50 @@ def test_a_run_on_features(tmp_path):
     results = Pipeline.load(tmp_path / "run")(sources[:3])
     assert [result.attention.shape[1] for result in results] == [len(source) for source in sources[:3]]
     assert all(set(result.text) <= set(series.SHAPES) for result in results)
+
+
+def ask(*arguments):
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+def test_the_command_line_on_features(tmp_path):
+    letters = CharacterTokenizer("".join(series.SHAPES), byte_fallback=False)
+    model = randomize(Seq2Seq(None, letters.vocabulary_size, units=8, source_width=2), seed=3)
+    pipeline = Pipeline(model, None, letters, max_length=7)
+    run, files = tmp_path / "run", [tmp_path / f"{number}.npy" for number in range(3)]
+    pipeline.save(run)
+    sources, _ = series.pairs(3, seed=1)
+    results = pipeline(sources)
+    assert results[0].text
+    for path, source in zip(files, sources, strict=True):
+        np.save(path, source)
+    assert ask("predict", run, *files).stdout.splitlines() == [result.text for result in results]
+    table = ask("predict", run, files[0], "--attention").stdout.splitlines()
+    assert "".join(table[1].split()) == ("0123456789" * 9)[: len(sources[0])]
+    output = ask("plot", run, files[0], tmp_path / "a.png").stdout
+    assert output.splitlines() == [results[0].text, str(tmp_path / "a.png")]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+    np.save(tmp_path / "wide.npy", np.ones((5, 3)))
+    (tmp_path / "pairs.tsv").write_text("a\tb\n", encoding="utf-8")
+    expected = "give .npy files, each an array of numbers [steps, 2]"
+    refused = [
+        (("predict", run, "abc"), ("abc is no .npy file", expected)),
+        (("predict", run, "-"), ("- is no .npy file", expected)),
+        (("predict", run), ("No INPUT", expected)),
+        (("predict", run, tmp_path / "wide.npy"), ("wide.npy holds float64 of shape (5, 3)", expected)),
+        (("plot", run, tmp_path / "pairs.tsv", tmp_path / "b.png"), ("pairs.tsv is no .npy file", expected)),
+        (
+            ("evaluate", run, tmp_path / "pairs.tsv"),
+            ("reads features, arrays [steps, 2], and evaluate reads texts",),
+        ),
+    ]
+    for arguments, parts in refused:
+        result = ask(*arguments)
+        last = result.stderr.rstrip("\n").splitlines()[-1]
+        assert result.exit_code == 2 and isinstance(result.exception, SystemExit), result.output
+        assert all(part in last for part in parts), last
+    assert not (tmp_path / "b.png").exists()
 
 
 # The benchmark of lengths

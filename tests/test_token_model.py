@@ -1,9 +1,12 @@
 """The step of fit without logits: the numbers of the step with them, on every backend."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
-from helpers import to_numpy
+from helpers import gradients, to_numpy
 from keras import ops
 
 from keras_attention.models import Seq2Seq
@@ -88,6 +91,62 @@ def test_the_logits_are_not_read_in_the_step(monkeypatch):
     model.evaluate(x, y, verbose=0)
     assert model._step.features is model._step.logits is None
     assert not model._step.metrics_are_updated
+
+
+def test_nothing_is_kept_of_a_call_outside_of_fit(monkeypatch):
+    x, y, _ = data()
+    model = compiled(MaskedCrossEntropy(0.1))
+    model.compile("sgd", MaskedCrossEntropy(0.1), run_eagerly=True)
+    kept, original = [], Seq2Seq.features
+
+    def features(self, *arguments, **options):
+        found = original(self, *arguments, **options)
+        kept.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Seq2Seq, "features", features)
+    for use in (model, lambda x: model.predict(x, verbose=0), lambda x: model.evaluate(x, y, verbose=0)):
+        use(x)
+        gc.collect()
+        assert kept and all(reference() is None for reference in kept)
+        assert model._step.features is model._step.logits is None
+    logits = model(x)  # features of other logits than those of the step are not its features
+    np.testing.assert_allclose(
+        float(model.compute_loss(y=ops.convert_to_tensor(y), y_pred=logits * 0)), np.log(V), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_fit_in_mixed_precision_learns_what_one_in_float32_does(policy):
+    x, y, sample_weight = data()
+    full = compiled(MaskedCrossEntropy(0.1))
+    half = compiled(MaskedCrossEntropy(0.1), full, dtype=policy)
+    full.compile(keras.optimizers.Adam(0.05), MaskedCrossEntropy(0.1))
+    half.compile(keras.optimizers.Adam(0.05), MaskedCrossEntropy(0.1))
+    assert isinstance(half.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+    options = {"epochs": 4, "sample_weight": sample_weight * 1e6, "shuffle": False, "verbose": 0}
+    one, two = (model.fit(x, y, 6, **options).history["loss"] for model in (half, full))
+    np.testing.assert_allclose(one, two, rtol=0.03)
+    assert one[-1] < 0.9 * one[0]
+    assert all(weight.dtype == "float32" and np.all(np.isfinite(to_numpy(weight.value))) for weight in half.weights)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_gradients_in_mixed_precision_are_finite_and_near_those_in_float32(policy):
+    x, y, _ = data()
+    full = compiled(MaskedCrossEntropy(0.1))
+    half = compiled(MaskedCrossEntropy(0.1), full, dtype=policy)
+    labels = ops.convert_to_tensor(y)
+    found = []
+    for model in (half, full):
+
+        def loss(model=model):
+            return MaskedCrossEntropy(0.1).from_features(model.features(x), *model.output_weights(), labels)[0] * 1024
+
+        found.append(gradients(loss, [], model.trainable_weights))
+    for weight, one, two in zip(full.trainable_weights, *found, strict=True):
+        assert np.all(np.isfinite(one)), weight.path
+        np.testing.assert_allclose(one, two, atol=0.05 * np.abs(two).max(), err_msg=weight.path)
 
 
 def test_other_metrics_still_get_logits():

@@ -10,11 +10,20 @@ import time
 import keras
 import numpy as np
 import pytest
+import sacrebleu
 from helpers import ROOT, run_python
 
-from keras_attention.models import Pipeline
+from keras_attention.models import Pipeline, Result
 from keras_attention.training import corpus
-from keras_attention.training.callbacks import Checkpoints, average, better, read_checkpoint, write_checkpoint
+from keras_attention.training.callbacks import (
+    Checkpoints,
+    TextScores,
+    average,
+    better,
+    read_checkpoint,
+    write_checkpoint,
+)
+from keras_attention.training.datasets import Pairs
 from keras_attention.training.errors import InputError
 from keras_attention.training.recipes import load_recipe
 from keras_attention.training.train import read_run_recipe, train
@@ -312,11 +321,37 @@ def test_bleu_and_chrf_choose_the_weights_where_the_recipe_says_so(tmp_path):
     found = history(tmp_path / "run")
     assert len(found["val_bleu"]) == len(found["val_chrf"]) == 4
     stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["val_bleu"] == stored["val_bleu"] >= 0
-    assert 0 < stored["val_chrf"] <= 100.1
+    assert (metrics["val_bleu"], metrics["val_chrf"]) == (stored["val_bleu"], stored["val_chrf"])
+    answers = [result.text for result in Pipeline.load(tmp_path / "run")([source for source, _ in rows])]
+    bleu, chrf = sacrebleu_of(answers, [target for _, target in rows])
+    assert (stored["val_bleu"], stored["val_chrf"]) == (pytest.approx(bleu), pytest.approx(chrf))
+    assert chrf > 0
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.npz")[1]["best"] == max(found["val_bleu"])
 
 
 def test_bleu_needs_texts(tmp_path):
     with pytest.raises(InputError, match="training.monitor=val_bleu needs TensorFlow .* validation texts"):
         train(recipe("training.monitor=val_bleu", "decoding.max_source_length=1"), tmp_path / "run", say=silent)
+    assert not (tmp_path / "run").exists()
+
+
+def sacrebleu_of(answers, references):
+    """By its functions; training uses its classes."""
+    bleu = sacrebleu.corpus_bleu(answers, [references], tokenize="none", force=True)
+    return bleu.score, sacrebleu.corpus_chrf(answers, [references]).score
+
+
+def test_the_scores_of_an_epoch_are_those_of_the_greedy_answers():
+    answers = {"a": "ein altes kleines haus steht hier", "b": "der hund schläft auf dem sofa", "c": "ja"}
+    references = ["ein altes haus steht hier .", "der hund schläft auf dem sofa .", "nein ."]
+    asked = []
+
+    def pipeline(sources, beam_width, batch_size):
+        asked.append((sources, beam_width))
+        return [Result(answers[source], 0.0, 0.0, [], [], None, []) for source in sources]
+
+    callback, logs = TextScores(pipeline, Pairs(list("abc"), references), "none"), {"loss": 1.0}
+    callback.on_epoch_end(0, logs)
+    bleu, chrf = sacrebleu_of(list(answers.values()), references)
+    assert logs == {"loss": 1.0, "val_bleu": pytest.approx(bleu), "val_chrf": pytest.approx(chrf)}
+    assert 30 < bleu < chrf < 90 and asked == [(["a", "b", "c"], 1)]

@@ -94,6 +94,10 @@ def train(recipe, data, out, init, settings, resume):
         if resolved.data.source:
             raise InputError(f"--data {data} and data.source={resolved.data.source} exclude each other: give one.")
         resolved.data.folder = str(data)
+    if not resume:
+        if init and resolved.init:
+            raise InputError(f"--init {init} and init={resolved.init} of the recipe exclude each other: give one.")
+        init = init or resolved.init
     try:
         metrics = train_recipe(resolved, out, init and find_run(init), resume, click.echo)
     except KeyboardInterrupt:
@@ -136,7 +140,13 @@ def evaluate(run, source, target, beam, tokenize, picture, metric, others, as_js
         "columns": (1, 2) if target else tsv_columns(folders),
         "by_length": (metric or "bleu") if picture else None,
     }
-    pipelines = {name: _load(each, of_text=True) for name, each in runs.items()}
+    pipelines = {name: _load_reader(each) for name, each in runs.items()}
+    for name, pipeline in pipelines.items():
+        if pipeline.source_width is not None:
+            raise InputError(
+                f"{name} reads features, arrays [steps, {pipeline.source_width}], and evaluate reads texts: ask it by "
+                "keras-attention predict, with .npy files, or score it in Python."
+            )
     if others:
         scores = compare(pipelines, source, target, **options)
     else:
@@ -214,9 +224,15 @@ def _progress(chunks):
 @click.option("--attention", is_flag=True, help="Print the alignment as a shaded table.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def predict(run, inputs, beam, nbest, attention, as_json):
-    """Answer each INPUT, one result a line; '-' reads standard input, and so does no INPUT at all."""
-    pipeline = _load(run, of_text=True)
+    """Answer each INPUT, one result a line; '-' reads standard input, and so does no INPUT at all.
+
+    A RUN that reads features takes .npy files, arrays [steps, features].
+    """
+    pipeline = _load_reader(run)
     show = functools.partial(_print_results, ranked=nbest > 1, attention=attention, as_json=as_json)
+    if pipeline.source_width is not None:
+        show(pipeline(_read_features(pipeline, inputs), beam, nbest))
+        return
     if not inputs and _on_terminal():
         _ask(lambda text: show(pipeline([text], beam, nbest)))
         return
@@ -252,16 +268,21 @@ def _ask(answer):
 @click.argument("picture", metavar="OUT.png", type=click.Path())
 @click.option("--beam", type=click.IntRange(1), help="Beam width.")
 def plot(run, text, picture, beam):
-    """Draw the alignment of INPUT and its answer to OUT.png or .svg."""
-    from .plots import check_picture, plot_alignment, save_figure
+    """Draw the alignment of INPUT and its answer to OUT.png or .svg.
+
+    A RUN that reads features takes a .npy file, an array [steps, features].
+    """
+    from .plots import check_picture, plot_alignment, save_figure, source_labels
 
     check_picture(picture)
-    result = _load(run, of_text=True)([text], beam)[0]
+    pipeline = _load_reader(run)
+    inputs = [text] if pipeline.source_width is None else _read_features(pipeline, [text])
+    result = pipeline(inputs, beam)[0]
     if result.attention is None:
         raise InputError(f"{run} was trained without attention: there is no alignment to draw.")
     if not result.target_pieces:
         raise InputError(f"The answer to {text!r} is empty: there is no alignment to draw.")
-    save_figure(plot_alignment(result.attention, result.source_pieces, result.target_pieces), picture)
+    save_figure(plot_alignment(result.attention, source_labels(result), result.target_pieces), picture)
     click.echo(f"{result.text}\n{picture}")
 
 
@@ -289,14 +310,40 @@ def find_run(run):
     return PRETRAINED / run
 
 
-def _load(run, of_text=False):
+def _load(run):
     from keras_attention.models import Pipeline
 
-    folder = find_run(run)
-    pipeline = Pipeline.load(folder)
-    if of_text and (pipeline.source_tokenizer is None or pipeline.target_tokenizer is None):
-        raise InputError(f"{folder} does not hold both tokenizers, source.tokenizer.json and target.tokenizer.json.")
+    return Pipeline.load(find_run(run))
+
+
+def _load_reader(run):
+    """The pipeline of a run that reads texts, or features (then it has a source_width), and writes texts."""
+    pipeline = _load(run)
+    if pipeline.source_tokenizer is None and pipeline.source_width is None or pipeline.target_tokenizer is None:
+        raise InputError(
+            f"{find_run(run)} does not hold both tokenizers, source.tokenizer.json and target.tokenizer.json."
+        )
     return pipeline
+
+
+def _read_features(pipeline, paths):
+    """The arrays [S, F] of .npy files."""
+    import numpy as np
+
+    expected = f"this run reads features: give .npy files, each an array of numbers [steps, {pipeline.source_width}]"
+    if not paths:
+        raise InputError(f"No INPUT, and {expected}.")
+    arrays = []
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path} is no .npy file ({error}): {expected}.") from error
+        if array.ndim != 2 or array.shape[1] != pipeline.source_width or array.dtype.kind not in "fiu":
+            raise InputError(f"{path} holds {array.dtype} of shape {array.shape}: {expected}.")
+        arrays.append(array)
+    return arrays
 
 
 def _what(path):
@@ -344,7 +391,8 @@ def _as_dict(result):
 
 def shaded_table(result):
     """The alignment as text: a line for each target piece, a column for each source piece, darker is more."""
-    columns = [_shown(piece) for piece in result.source_pieces]
+    steps = range(result.attention.shape[1])
+    columns = [_shown(piece) for piece in result.source_pieces] or [str(step % 10) for step in steps]  # of features
     widths = [_width(column) for column in columns]
     labels = [_shown(piece) for piece in result.target_pieces]
     margin = max(map(_width, labels), default=0)

@@ -87,24 +87,23 @@ def prepare(recipe, folder, tokenizers=None):
     """
     if all(path.exists() for path in _kept_files(folder)):
         return _load(recipe, folder)
-    if tokenizers is not None:
-        _check_kinds(recipe, tokenizers)
-    kept = _load_tokenizers(folder)
     if recipe.data.task and not (recipe.data.folder or recipe.data.source):
-        return _from_task(recipe, folder, kept, tokenizers)
-    return _from_files(recipe, folder, kept, tokenizers)
+        return _from_task(recipe, folder, tokenizers)
+    return _from_files(recipe, folder, tokenizers)
 
 
-def _from_task(recipe, folder, tokenizers, begin_with):
+def _from_task(recipe, folder, begin_with):
     pairs, data = partial(get_task(recipe.data.task).pairs, seed=recipe.seed, **recipe.task), recipe.data
     texts = Pairs(*pairs(data.held_out, split="val"))
     of_features = not isinstance(texts.sources[0], str)
     notes = []
     if of_features and begin_with is not None:
         raise InputError(f"The task {data.task} gives features as sources, and the run of --init reads text.")
+    _check_tokenizers(recipe, begin_with)
+    tokenizers = _load_tokenizers(folder, of_features)
     if tokenizers is None:
         drawn = pairs(VOCABULARY_EXAMPLES, split="train")
-        tokenizers = _extend(begin_with, drawn, notes) if begin_with else _learn(recipe, *drawn, of_features)
+        tokenizers = _extend(recipe, begin_with, drawn, notes) if begin_with else _learn(recipe, *drawn, of_features)
     _save_tokenizers(tokenizers, folder)
 
     def draw(epoch):
@@ -118,11 +117,13 @@ def _from_task(recipe, folder, tokenizers, begin_with):
     return Corpus(*sizes, draw, val, tokenizers, _samples(recipe, texts, tokens), notes, width)
 
 
-def _from_files(recipe, folder, tokenizers, begin_with):
+def _from_files(recipe, folder, begin_with):
+    _check_tokenizers(recipe, begin_with)
     train, val, notes = read_pairs(recipe)
+    tokenizers = _load_tokenizers(folder)
     if tokenizers is None:
         texts = (train.sources, train.targets)
-        tokenizers = _extend(begin_with, texts, notes) if begin_with else _learn(recipe, *texts)
+        tokenizers = _extend(recipe, begin_with, texts, notes) if begin_with else _learn(recipe, *texts)
     _save_tokenizers(tokenizers, folder)
     stored = folder / "tokens"
     stored.mkdir(parents=True, exist_ok=True)
@@ -150,16 +151,18 @@ def read_pairs(recipe):
         if getattr(data, key) and not getattr(data, other):
             raise InputError(f"data.{key} needs data.{other}: give both files.")
 
-    def read(source, target):
+    def read(source, target=None):
         return read_parallel(source, target) if target else read_tsv(source, data.columns)
 
     if data.source:
+        _check_columns(data, data.target, data.val_target if data.val_source else data.target)
         train = read(data.source, data.target)
         val = read(data.val_source, data.val_target) if data.val_source else None
     elif data.folder:
+        files = {split: split_files(data.folder, split, data.pair) for split in SPLITS}
+        _check_columns(data, *(len(paths) == 2 for paths in files.values() if paths))
         train = find_pairs(data.folder, "train", data.pair, data.columns)
-        has_val = split_files(data.folder, "val", data.pair)
-        val = find_pairs(data.folder, "val", data.pair, data.columns) if has_val else None
+        val = read(*files["val"]) if files["val"] else None
     else:
         raise InputError(
             f"The recipe {recipe.name} needs data: give --data DIR, --set data.source=TSV, or --set data.source=FILE "
@@ -172,6 +175,16 @@ def read_pairs(recipe):
             f"No validation file: {len(val)} of {len(train) + len(val)} pairs were drawn with seed {recipe.seed}."
         )
     return train, val, notes
+
+
+def _check_columns(data, *are_aligned):
+    """Refuses columns where no TSV is read, of files of which each is one of two aligned ones or not."""
+    if data.columns != [1, 2] and are_aligned and all(are_aligned):
+        remedy = "exchange data.source and data.target" if data.source else "exchange the suffixes in data.pair"
+        raise InputError(
+            f"data.columns={data.columns} says which columns of a TSV are read, and the data are aligned files: leave "
+            f"it out; for the other direction {remedy}."
+        )
 
 
 def _kept_files(folder):
@@ -206,6 +219,10 @@ def _load(recipe, folder):
 
 
 def _learn(recipe, sources, targets, of_features=False):
+    if recipe.data.joint_vocabulary:
+        if of_features:
+            raise InputError("data.joint_vocabulary=true is for texts on both sides, and the sources are features.")
+        return (_learn_one("source_tokenizer", recipe.source_tokenizer, [*sources, *targets]),) * 2
     return (
         None if of_features else _learn_one("source_tokenizer", recipe.source_tokenizer, sources),
         _learn_one("target_tokenizer", recipe.target_tokenizer, targets),
@@ -226,29 +243,45 @@ def _learn_one(section, options, lines):
         raise InputError(f"[{section}] {error}") from error
 
 
-def _extend(tokenizers, texts, notes):
+def _extend(recipe, tokenizers, texts, notes):
     """Another run's tokenizers; to characters those are appended that only the new texts (sources, targets) have."""
     found = []
+    if recipe.data.joint_vocabulary:
+        texts = ([*texts[0], *texts[1]],) * 2
     for side, tokenizer, lines in zip(SIDES, tokenizers, texts, strict=True):
         if isinstance(tokenizer, CharacterTokenizer):
             known, tokenizer = tokenizer.characters, tokenizer.extended(lines)
             if new := tokenizer.characters[len(known) :]:
                 shown = new if len(new) <= 40 else f"{new[:40]}… ({len(new)} in all)"
                 notes.append(f"The {side} vocabulary of --init lacked these characters, now added: {shown}")
+        else:
+            notes.append(
+                f"The {side} tokenizer is that of --init, with {tokenizer.vocabulary_size:,} pieces: nothing is "
+                f"learned by [{side}_tokenizer]."
+            )
         found.append(tokenizer)
     return tuple(found)
 
 
-def _check_kinds(recipe, tokenizers):
-    """Refuses the tokenizers of another run where the recipe asks for another kind."""
-    for side, tokenizer in zip(SIDES, tokenizers, strict=True):
-        kind = getattr(recipe, f"{side}_tokenizer").kind
+def _check_tokenizers(recipe, tokenizers):
+    """Refuses the tokenizers of another run where the recipe asks for another kind, or another way to read."""
+    for side, tokenizer in zip(SIDES, tokenizers or (), strict=False):
+        options = getattr(recipe, f"{side}_tokenizer")
+        kind = options.kind
         if not isinstance(tokenizer, KINDS[kind]):
             known = " or ".join(name for name, its_class in KINDS.items() if isinstance(tokenizer, its_class))
             raise InputError(
                 f"The recipe asks for a {side} tokenizer of the kind {kind}, and that of the run of --init is {known}: "
                 f"give --set {side}_tokenizer.kind={known.split()[0]}, or train without --init."
             )
+        for name in ("byte_fallback", "split", "lower"):
+            asked, found = getattr(options, name), getattr(tokenizer, name, None)
+            if found is not None and found != asked:
+                key, asked, found = f"{side}_tokenizer.{name}", str(asked).lower(), str(found).lower()
+                raise InputError(
+                    f"The recipe asks for {key}={asked}, and the tokenizer of the run of --init has {found}: give "
+                    f"--set {key}={found}, or train without --init."
+                )
 
 
 def _save_tokenizers(tokenizers, folder):
@@ -257,8 +290,11 @@ def _save_tokenizers(tokenizers, folder):
             save_tokenizer(tokenizer, folder / f"{side}.tokenizer.json")
 
 
-def _load_tokenizers(folder):
+def _load_tokenizers(folder, of_features=False):
+    """(source, target) that a folder holds, or None; the source's is None for features."""
     paths = [folder / f"{side}.tokenizer.json" for side in SIDES]
+    if of_features:
+        return (None, load_tokenizer(paths[1])) if paths[1].exists() else None
     return tuple(load_tokenizer(path) for path in paths) if all(path.exists() for path in paths) else None
 
 

@@ -112,7 +112,9 @@ def blockwise_cross_entropy(
     weights = token_weights(y_true, sample_weight)
     features = ops.where((y_true != PAD)[:, :, None], features, ops.zeros_like(features))
     features = ops.reshape(features, (-1, width))
-    targets, flat_weights = ops.reshape(y_true, (-1,)), ops.reshape(weights, (-1,))
+    # Only ratios of weights count. Of a greatest one of 1, nothing overflows or vanishes in float16.
+    flat_weights = ops.reshape(ops.divide_no_nan(weights, ops.max(ops.abs(weights))), (-1,))
+    targets = ops.reshape(y_true, (-1,))
     count = ops.shape(targets)[0]
     features, targets, flat_weights = (_whole_blocks(x, count, block) for x in (features, targets, flat_weights))
     total_weight = ops.sum(flat_weights)

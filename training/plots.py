@@ -82,6 +82,12 @@ def plot_alignment(weights, source_pieces, target_pieces, title=None):
     return figure
 
 
+def source_labels(result):
+    """What labels the columns of a Result's attention: its pieces; of features the number of every tenth step."""
+    steps = range(result.attention.shape[1])
+    return result.source_pieces or ["" if step % 10 else str(step) for step in steps]
+
+
 def plot_history(history, title=None):
     """Draws training curves: the loss first, then each other metric, each beside its `val_` twin.
 

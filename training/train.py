@@ -37,11 +37,15 @@ def train(recipe, out, init=None, resume=False, say=print):
         InputError: what the user gave is wrong, in one sentence.
     """
     if init:
+        if resume:
+            _check_begun_with(Path(out), init)
         recipe = replace(recipe, init=str(init))
     out = _open(recipe, Path(out), resume)
     keras.utils.set_random_seed(recipe.seed)
     try:
         corpus, model = _set_up(recipe, out)
+        pipeline = _pipeline(model, corpus, recipe)
+        texts = _text_scores(recipe, pipeline, corpus)
     except (ValueError, OSError, ImportError):  # what a user can put right and try again under the same name
         if not resume:  # then all that stands there was written by this call
             shutil.rmtree(out, ignore_errors=True)
@@ -50,13 +54,11 @@ def train(recipe, out, init=None, resume=False, say=print):
     for note in corpus.notes:
         say(note)
     compile_model(model, recipe, steps=len(train_batches) * recipe.training.epochs)
-    pipeline = _pipeline(model, corpus, recipe)
     say(
         f"{model.name}: {model.count_params():,} parameters; {corpus.describe()}; {len(train_batches):,} batches an "
         f"epoch; run folder {out}"
     )
 
-    texts = _text_scores(recipe, pipeline, corpus)
     checkpoints, callbacks = _callbacks(recipe, out, train_batches, pipeline, corpus, texts, say)
     epoch = checkpoints.restore(model) if resume else 0
     _write_json(out / "recipe.json", recipe.to_dict())  # with what --set changed, now that it is known to fit
@@ -76,7 +78,14 @@ def train(recipe, out, init=None, resume=False, say=print):
             shuffle=False,
             verbose=1 if sys.stderr.isatty() else 2,
         )
-    return _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, texts, say)
+    _write_json(out / "history.json", checkpoints.history)
+    try:
+        return _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, texts, say)
+    except (ValueError, OSError, ImportError) as error:
+        raise InputError(
+            f"Training is done and kept in {out}, but scores, pictures and export are not complete: "
+            f"{str(error).rstrip('.')}. Put that right and finish the run with --resume."
+        ) from error
 
 
 def _set_up(recipe, out):
@@ -95,6 +104,12 @@ def _set_up(recipe, out):
 
 def _begin_with(start, model, where):
     """Assigns another model's weights; where fine-tuning has appended characters, their rows stay as they are drawn."""
+    theirs, ours = _structure(start), _structure(model)
+    if other := [name for name in ours if name in theirs and theirs[name] != ours[name]]:
+        differences = ", ".join(f"{name} is {theirs[name]} there and {ours[name]} here" for name in other)
+        raise InputError(
+            f"The weights in {where} do not fit this model: {differences}. Train the same model, or without --init."
+        )
     arrays = [keras.ops.convert_to_numpy(weight.value) for weight in start.weights]
     if len(arrays) == len(model.weights):
         sizes = [
@@ -103,6 +118,21 @@ def _begin_with(start, model, where):
         ]
         arrays = [_grown(array, weight, sizes) for array, weight in zip(arrays, model.weights, strict=True)]
     assign(model.weights, arrays, where)
+
+
+def _structure(model):
+    """What the meaning of a model's weights depends on: its class and configuration, without settings such as dropout.
+
+    Vocabularies may grow; their sizes and the longest lengths are compared with the weights themselves.
+    """
+    settings = ("name", "trainable", "dtype", "source_vocabulary", "target_vocabulary")
+    settings += ("max_source_length", "max_length", "alignment_layer")
+    config = {"model": type(model).__name__, **model.get_config()}
+    return {
+        name: value["class_name"] if isinstance(value, dict) and "class_name" in value else value
+        for name, value in config.items()
+        if name not in settings and not name.endswith("dropout")
+    }
 
 
 def _grown(array, weight, sizes):
@@ -141,7 +171,7 @@ def _schedule(recipe, steps):
     if options.schedule == "inverse_square_root":
         return InverseSquareRoot(rate, max(1, warmup))
     if options.schedule == "noam":
-        return Noam(recipe.model["units"], max(1, warmup), factor=rate)
+        return Noam(recipe.model.get("width") or recipe.model["units"], max(1, warmup), factor=rate)
     if options.schedule == "cosine":
         warm = {"initial_learning_rate": rate / 100, "warmup_target": rate, "warmup_steps": warmup}
         return keras.optimizers.schedules.CosineDecay(
@@ -226,7 +256,6 @@ def _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, texts
         "seconds": round(sum(checkpoints.seconds), 1),
         "parameters": model.count_params(),
     }
-    _write_json(out / "history.json", checkpoints.history)
     if pipeline is None:
         atomic_write(out / "model.keras", model.save)
     else:
@@ -249,8 +278,7 @@ def _plots(out, pipeline, corpus, history, say):
         results = pipeline(corpus.samples.sources[:8])  # of which one, at least, should not be empty
         result = next((result for result in results if result.attention is not None and result.attention.size), None)
         if result is not None:
-            steps = range(result.attention.shape[1])  # what labels features: every tenth step
-            labels = result.source_pieces or ["" if step % 10 else str(step) for step in steps]
+            labels = plots.source_labels(result)
             figures["alignment.png"] = plots.plot_alignment(result.attention, labels, result.target_pieces)
         for name, figure in figures.items():
             plots.save_figure(figure, folder / name)
@@ -258,6 +286,14 @@ def _plots(out, pipeline, corpus, history, say):
         say(str(error))
         return []
     return [str(folder / name) for name in figures]
+
+
+def _check_begun_with(out, init):
+    """Refuses to go on with a run as if it had begun with the weights of another one."""
+    begun = read_run_recipe(out).init
+    if begun is None or Path(begun).resolve() != Path(init).resolve():
+        how = f"with --init {begun}" if begun else "without --init"
+        raise InputError(f"The run in {out} was begun {how}, not with {init}: give --resume without --init.")
 
 
 def _open(recipe, out, resume):

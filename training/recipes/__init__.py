@@ -12,17 +12,26 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from keras_attention.models import Seq2Seq
+import keras
+
+from keras_attention.models import Seq2Seq, Transformer
 from keras_attention.models.pipeline import DecodingOptions
 from keras_attention.models.seq2seq import ATTENTIONS, CONTEXTS, RNNS
+from keras_attention.models.transformer import POSITIONS
 from keras_attention.recurrent import ORDERS
+from keras_attention.transformer import NORMALIZATIONS
 
 from ..errors import InputError
 from ..scores import TOKENIZERS as BLEU_TOKENIZERS
 from ..tasks import TASKS, task_options
 
 FOLDER = Path(__file__).parent
-MODELS = {"seq2seq": Seq2Seq}
+MODELS = {"seq2seq": Seq2Seq, "transformer": Transformer}
+# The choices of a model's arguments.
+MODEL_CHOICES = {
+    "seq2seq": {"attention": (*ATTENTIONS, None), "cell": (*RNNS,), "order": ORDERS, "context": CONTEXTS},
+    "transformer": {"position": (*POSITIONS, None), "normalization": (*NORMALIZATIONS,)},
+}
 SCHEDULES = ("constant", "cosine", "inverse_square_root", "noam")
 TOKENIZERS = ("characters", "words", "wordpiece", "bpe", "unigram")
 SPLITS = ("words", "punctuation", "blanks")
@@ -34,13 +43,19 @@ MINIMUMS = {
     **dict.fromkeys(("model.embedding_width", "model.encoder_layers", "model.decoder_layers"), 1),
     **dict.fromkeys(("training.epochs", "training.token_budget", "training.bucket_width", "training.average"), 1),
     **dict.fromkeys(("decoding.length_ratio", "decoding.length_offset"), 0),
+    **dict.fromkeys(("model.width", "model.num_heads", "model.feed_forward_units", "model.num_key_value_heads"), 1),
     "model.units": 2,
     "model.max_source_length": 1,
+    "model.max_length": 1,
+    "model.alignment_layer": 0,
 }
 POSITIVE = ("training.learning_rate", "training.clipnorm")
-SHARES = ("model.dropout", "training.label_smoothing")
+SHARES = ("model.dropout", "model.attention_dropout", "model.activation_dropout", "training.label_smoothing")
 # Arguments of models that may be None beside their type, and those that no recipe gives: the data or Python code does.
-OPTIONAL = {"embedding_width": int | None, "attention": str | None, "max_source_length": int | None}
+OPTIONAL = {
+    **dict.fromkeys(("embedding_width", "max_source_length", "num_key_value_heads", "alignment_layer"), int | None),
+    **dict.fromkeys(("attention", "position"), str | None),
+}
 NOT_IN_RECIPES = ("source_width", "source_embedding", "target_embedding")
 
 
@@ -58,6 +73,7 @@ class Data:
     val_source: str | None = None
     val_target: str | None = None
     columns: list = field(default_factory=lambda: [1, 2])  # of a TSV: source and target, counted from 1
+    joint_vocabulary: bool = False  # one tokenizer for both sides, learned from both as [source_tokenizer] says
     max_source_length: int = 256  # in pieces (steps of features); longer pairs are left out, counted and reported
     max_target_length: int = 256
     bleu_tokenize: str | None = "13a"  # sacrebleu's tokenizer for BLEU: none (texts are tokenized), 13a, intl, char, zh
@@ -145,6 +161,13 @@ def resolve(table, settings=(), where="the recipe"):
     if settings:
         where += "".join(f" with --set {setting}" for setting in settings)
     recipe = _read(Recipe, table, where, "")
+    if recipe.data.joint_vocabulary:
+        if recipe.target_tokenizer not in (Tokenizer(), recipe.source_tokenizer):
+            raise InputError(
+                f"{where}: with data.joint_vocabulary=true [source_tokenizer] is for both sides: leave "
+                "[target_tokenizer] out."
+            )
+        recipe.target_tokenizer = recipe.source_tokenizer
     _check_choices(recipe, where)
     _check_ranges(recipe.to_dict(), where)
     return recipe
@@ -267,36 +290,16 @@ def _check_choices(recipe, where):
         "source_tokenizer.split": (recipe.source_tokenizer.split, SPLITS),
         "target_tokenizer.split": (recipe.target_tokenizer.split, SPLITS),
         "data.bleu_tokenize": (recipe.data.bleu_tokenize, BLEU_TOKENIZERS),
-        "model.attention": (recipe.model.get("attention"), (*ATTENTIONS, None)),
-        "model.cell": (recipe.model.get("cell"), (*RNNS,)),
-        "model.order": (recipe.model.get("order"), ORDERS),
-        "model.context": (recipe.model.get("context"), CONTEXTS),
         "training.schedule": (recipe.training.schedule, SCHEDULES),
         "training.monitor": (recipe.training.monitor, MONITORS),
     }
+    for name, known in MODEL_CHOICES[recipe.model["kind"]].items():
+        choices[f"model.{name}"] = (recipe.model[name], known)
     for key, (value, known) in choices.items():
         if value not in known:
             names = ", ".join("none" if name is None else name for name in known)
             raise InputError(f"{where}: {key} must be one of {names}. Received: {value!r}")
-    if recipe.model.get("bidirectional") and recipe.model["units"] % 2:
-        raise InputError(
-            f"{where}: model.units must be even, half for each direction. Received: {recipe.model['units']}"
-        )
-    if recipe.model.get("attention") is None and recipe.decoding.coverage_penalty:
-        raise InputError(f"{where}: decoding.coverage_penalty needs attention, and model.attention is none.")
-    if recipe.model.get("attention") is not None and recipe.model.get("context", "every_step") != "every_step":
-        raise InputError(f"{where}: model.context is for model.attention=none; received both.")
-    if recipe.model.get("attention") != "location" and recipe.model.get("max_source_length") is not None:
-        raise InputError(f"{where}: model.max_source_length is for model.attention=location only.")
-    if recipe.model.get("attention") == "location":
-        width = recipe.training.bucket_width
-        needed = -(-recipe.data.max_source_length // width) * width
-        if (recipe.model["max_source_length"] or 0) < needed:
-            raise InputError(
-                f"{where}: model.attention=location has one weight a position and needs model.max_source_length of at "
-                f"least {needed}, data.max_source_length rounded up to a multiple of training.bucket_width. "
-                f"Received: {recipe.model['max_source_length']}"
-            )
+    {"seq2seq": _check_seq2seq, "transformer": _check_transformer}[recipe.model["kind"]](recipe, where)
     columns = recipe.data.columns
     if [type(column) for column in columns] != [int, int] or min(columns) < 1 or columns[0] == columns[1]:
         raise InputError(
@@ -316,3 +319,63 @@ def _check_ranges(table, where, section=""):
             raise InputError(f"{where}: {key} must be above 0. Received: {value}")
         elif key in SHARES and not 0 <= value < 1:
             raise InputError(f"{where}: {key} must be at least 0 and below 1. Received: {value}")
+
+
+def _check_seq2seq(recipe, where):
+    """What fits together in [model] of an RNN."""
+    model = recipe.model
+    if model["bidirectional"] and model["units"] % 2:
+        raise InputError(f"{where}: model.units must be even, half for each direction. Received: {model['units']}")
+    if model["attention"] is None and recipe.decoding.coverage_penalty:
+        raise InputError(f"{where}: decoding.coverage_penalty needs attention, and model.attention is none.")
+    if model["attention"] is not None and model["context"] != "every_step":
+        raise InputError(f"{where}: model.context is for model.attention=none; received both.")
+    if model["attention"] != "location" and model["max_source_length"] is not None:
+        raise InputError(f"{where}: model.max_source_length is for model.attention=location only.")
+    if model["attention"] == "location":
+        width = recipe.training.bucket_width
+        needed = -(-recipe.data.max_source_length // width) * width
+        if (model["max_source_length"] or 0) < needed:
+            raise InputError(
+                f"{where}: model.attention=location has one weight a position and needs model.max_source_length of at "
+                f"least {needed}, data.max_source_length rounded up to a multiple of training.bucket_width. "
+                f"Received: {model['max_source_length']}"
+            )
+
+
+def _check_transformer(recipe, where):
+    """What fits together in [model] of a Transformer."""
+    model = recipe.model
+    if model["width"] % model["num_heads"]:
+        raise InputError(
+            f"{where}: model.width must be a multiple of model.num_heads. Received: {model['width']} and "
+            f"{model['num_heads']}"
+        )
+    if model["num_heads"] % (model["num_key_value_heads"] or model["num_heads"]):
+        raise InputError(
+            f"{where}: model.num_heads must be a multiple of model.num_key_value_heads. Received: "
+            f"{model['num_heads']} and {model['num_key_value_heads']}"
+        )
+    if model["share_embeddings"] and not recipe.data.joint_vocabulary:
+        raise InputError(f"{where}: model.share_embeddings needs one vocabulary for both: data.joint_vocabulary=true.")
+    if model["alignment_layer"] is not None and model["alignment_layer"] >= model["decoder_layers"]:
+        raise InputError(
+            f"{where}: model.alignment_layer must be a layer of the decoder, 0 to {model['decoder_layers'] - 1}. "
+            f"Received: {model['alignment_layer']}"
+        )
+    if model["position"] == "rotary" and model["width"] // model["num_heads"] % 2:
+        raise InputError(f"{where}: model.position=rotary needs heads of even width, model.width / model.num_heads.")
+    longest = max(recipe.data.max_source_length, recipe.data.max_target_length + 1)
+    needed = -(-longest // recipe.training.bucket_width) * recipe.training.bucket_width
+    if model["position"] == "learned" and model["max_length"] < needed:
+        raise InputError(
+            f"{where}: model.position=learned needs model.max_length of at least {needed}, the longest text of "
+            f"[data] rounded up to a multiple of training.bucket_width. Received: {model['max_length']}"
+        )
+    try:
+        keras.activations.get(model["activation"])
+    except ValueError:
+        raise InputError(
+            f"{where}: model.activation must be a name that Keras knows, such as relu or gelu. Received: "
+            f"{model['activation']!r}"
+        ) from None

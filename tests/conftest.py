@@ -1,0 +1,17 @@
+"""What pytest does around the tests."""
+
+import gc
+
+import keras
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """JAX keeps every program that it compiles; after some thousands its compiler crashes."""
+    yield
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
