@@ -137,3 +137,11 @@ def carry_mask(x, mask):
     if mask is not None:
         set_keras_mask(x, mask)
     return x
+
+
+def let_masks_pass(layer):
+    """Makes a layer of Keras's accept masks without a warning: RMSNormalization, and from Keras 3.16 on every RNN."""
+    for part in (layer, getattr(layer, "forward_layer", None), getattr(layer, "backward_layer", None)):
+        if part is not None:
+            part.supports_masking = True
+    return layer

@@ -100,7 +100,8 @@ class AttentiveRNN(keras.layers.Layer):
             cell.build((None, self.units if number else input_width + extra))
         read = self.units + context_width + (input_width if self.order == "bahdanau" else 0)
         self.readout.build((None, None, read))
-        self.loop = keras.layers.RNN(_Loop(self, extra), return_sequences=True, dtype=self.dtype_policy, name="loop")
+        loop = keras.layers.RNN(_Loop(self, extra), return_sequences=True, dtype=self.dtype_policy, name="loop")
+        self.loop = masks.let_masks_pass(loop)
         self.built = True
 
     def _check_shapes(self, sequence_shape, memory_shape, initial_state_shape):

@@ -11,10 +11,8 @@ NORMALIZATIONS = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.
 
 
 def normalization(kind, epsilon=1e-6, **options):
-    """A layer of NORMALIZATIONS that lets masks pass, which Keras's RMSNormalization does not."""
-    layer = NORMALIZATIONS[kind](epsilon=epsilon, **options)
-    layer.supports_masking = True
-    return layer
+    """A layer of NORMALIZATIONS."""
+    return masks.let_masks_pass(NORMALIZATIONS[kind](epsilon=epsilon, **options))
 
 
 @keras.saving.register_keras_serializable(package="keras_attention")

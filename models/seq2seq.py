@@ -13,6 +13,7 @@ from keras_attention import (
     LocationAttention,
     ScaledDotProductAttention,
 )
+from keras_attention.masks import let_masks_pass
 
 from .token_model import TokenModel, check_input, check_source_arguments, read_source
 from .tokenizers import PAD, START
@@ -162,9 +163,9 @@ class Seq2Seq(TokenModel):
             # cuDNN's kernel asks for right-padded rows, none of them empty, and would bind an export to a GPU.
             options["use_cudnn"] = False
         if not self.bidirectional:
-            return RNNS[self.cell](units, name=f"encoder_{number}", **options)
+            return let_masks_pass(RNNS[self.cell](units, name=f"encoder_{number}", **options))
         layer = RNNS[self.cell](units, **options)
-        return keras.layers.Bidirectional(layer, name=f"encoder_{number}", dtype=self.dtype_policy)
+        return let_masks_pass(keras.layers.Bidirectional(layer, name=f"encoder_{number}", dtype=self.dtype_policy))
 
     def build(self, input_shape=None):
         if self.built:

@@ -58,8 +58,8 @@ def test_cached_steps_are_the_full_pass(position, name, sizes):
     layer = built(position, name)
     expected, weights = layer(X, X, use_causal_mask=True, return_attention_scores=True)
     found, seen, _ = steps(layer, X, layer.initial_cache(B * W, T + 2), sizes)
-    np.testing.assert_allclose(found, to_numpy(expected), atol=1e-5)
-    np.testing.assert_allclose(seen[..., :T], to_numpy(weights), atol=1e-5)
+    np.testing.assert_allclose(found, to_numpy(expected), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(seen[..., :T], to_numpy(weights), atol=1e-5, rtol=1e-5)
     assert not seen[..., T:].any()
 
 
@@ -85,9 +85,9 @@ def test_hypotheses_share_the_prefix_of_their_row(position, name, side):
         expected, weights = layer(
             *[ops.convert_to_tensor(alone)] * 2, use_causal_mask=True, return_attention_scores=True
         )
-        np.testing.assert_allclose(found[n], to_numpy(expected)[0, lengths[row] :], atol=1e-5)
+        np.testing.assert_allclose(found[n], to_numpy(expected)[0, lengths[row] :], atol=1e-5, rtol=1e-5)
         seen_by_it = np.concatenate([seen[n][:, :, :P][:, :, mask[row]], seen[n][:, :, P:]], axis=-1)
-        np.testing.assert_allclose(seen_by_it, to_numpy(weights)[0, :, lengths[row] :], atol=1e-5)
+        np.testing.assert_allclose(seen_by_it, to_numpy(weights)[0, :, lengths[row] :], atol=1e-5, rtol=1e-5)
     assert not seen[..., :P].reshape(B, W, H, T, P).transpose(0, 4, 1, 2, 3)[~mask].any()
 
 
@@ -99,11 +99,11 @@ def test_hypotheses_are_query_positions_of_one_memory(position, name):
     repeated, mask = np.repeat(MEMORY, W, axis=0), np.repeat(MEMORY_MASK, W, axis=0)
     expected, weights = layer(X, repeated, value_mask=mask, return_attention_scores=True)
     output, seen = layer(X, cache={"prefix": memory}, return_attention_scores=True)
-    np.testing.assert_allclose(to_numpy(output), to_numpy(expected), atol=1e-5)
-    np.testing.assert_allclose(to_numpy(seen), to_numpy(weights), atol=1e-5)
+    np.testing.assert_allclose(to_numpy(output), to_numpy(expected), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(to_numpy(seen), to_numpy(weights), atol=1e-5, rtol=1e-5)
     for step in range(T):
         output = layer(X[:, step : step + 1], cache={"prefix": memory}, cache_update_index=step)
-        np.testing.assert_allclose(to_numpy(output), to_numpy(expected)[:, step : step + 1], atol=1e-5)
+        np.testing.assert_allclose(to_numpy(output), to_numpy(expected)[:, step : step + 1], atol=1e-5, rtol=1e-5)
 
 
 def test_padding_in_the_cache_stays_unseen():
@@ -118,7 +118,7 @@ def test_padding_in_the_cache_stays_unseen():
         piece, seen = ops.convert_to_tensor(x[:, first:last]), mask[:, first:last]
         given = {"query_mask": seen, "value_mask": seen, "use_causal_mask": True}
         output, cache = layer(piece, piece, cache=cache, cache_update_index=first, **given)
-        np.testing.assert_allclose(to_numpy(output), to_numpy(expected)[:, first:last], atol=1e-5)
+        np.testing.assert_allclose(to_numpy(output), to_numpy(expected)[:, first:last], atol=1e-5, rtol=1e-5)
     np.testing.assert_array_equal(to_numpy(cache["mask"]), mask)
 
 
@@ -136,7 +136,7 @@ def test_going_back_forgets_what_came_later():
     piece = ops.convert_to_tensor(X[:, :2])
     for index in (0, np.int64(0), ops.convert_to_tensor(0, dtype="int64")):
         again, cache = layer(piece, piece, cache=full, cache_update_index=index)
-        np.testing.assert_allclose(to_numpy(again), to_numpy(layer(piece, piece)), atol=1e-5)
+        np.testing.assert_allclose(to_numpy(again), to_numpy(layer(piece, piece)), atol=1e-5, rtol=1e-5)
         assert to_numpy(cache["mask"]).sum() == 2 * B * W
 
 
@@ -146,7 +146,7 @@ def test_a_prefix_may_be_empty(hypotheses):
     prefix = layer.project_memory(ops.zeros((B, 0, D)))
     x = X[: B * hypotheses]
     found, _, _ = steps(layer, x, {**layer.initial_cache(B * hypotheses, T), "prefix": prefix}, [1, T - 1])
-    np.testing.assert_allclose(found, to_numpy(layer(x, x, use_causal_mask=True)), atol=1e-5)
+    np.testing.assert_allclose(found, to_numpy(layer(x, x, use_causal_mask=True)), atol=1e-5, rtol=1e-5)
 
 
 def test_the_cache_that_comes_back_goes_in_again():
@@ -158,7 +158,7 @@ def test_the_cache_that_comes_back_goes_in_again():
     for step in range(T):
         piece = ops.convert_to_tensor(X[:, step : step + 1])
         output, cache = layer(piece, piece, cache=cache, cache_update_index=step, use_causal_mask=True)
-        np.testing.assert_allclose(to_numpy(output)[:, 0], expected[:, step], atol=1e-5)
+        np.testing.assert_allclose(to_numpy(output)[:, 0], expected[:, step], atol=1e-5, rtol=1e-5)
 
 
 class Overriding(MultiHeadAttention):
@@ -213,7 +213,7 @@ def test_steps_compile(position):
         for index in range(T):
             number = ops.convert_to_tensor(index, dtype="int32")
             output, cache = function(ops.convert_to_tensor(X[:, index : index + 1]), cache, prefix, number)
-            np.testing.assert_allclose(to_numpy(output)[:, 0], expected[:, index], atol=1e-5)
+            np.testing.assert_allclose(to_numpy(output)[:, 0], expected[:, index], atol=1e-5, rtol=1e-5)
         number = ops.convert_to_tensor(T, dtype="int32")
         assert np.isnan(to_numpy(function(ops.convert_to_tensor(X[:, :1]), cache, prefix, number)[0])).all()
 
@@ -235,7 +235,7 @@ def test_steps_of_unknown_sizes():
         return layer(x, x, cache=cache, cache_update_index=0, use_causal_mask=True)[0]
 
     found = run(X, prefix["key"], prefix["value"], prefix["mask"])
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_symbolic_steps():

@@ -16,6 +16,7 @@ from keras_attention import (
     SinusoidalEncoding,
     sinusoidal_encoding,
 )
+from keras_attention.masks import implicit_mask
 
 pytestmark = pytest.mark.backends
 B, T, S, D, H, K = 2, 3, 5, 7, 11, 6
@@ -88,7 +89,7 @@ def test_an_embeddings_mask_is_carried_on(make, with_positions):
     ids = np.array([[3, 1, 0], [2, 0, 0]])
     x = keras.layers.Embedding(5, D, mask_zero=True)(ids)
     result = make()(x, **({"positions": ROWS} if with_positions else {}))
-    np.testing.assert_array_equal(to_numpy(keras.src.backend.get_keras_mask(result)), ids != 0)
+    np.testing.assert_array_equal(to_numpy(implicit_mask(result)), ids != 0)
 
 
 def test_contract_of_the_learned_embedding():

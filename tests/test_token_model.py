@@ -112,7 +112,7 @@ def test_nothing_is_kept_of_a_call_outside_of_fit(monkeypatch):
         assert model._step.features is model._step.logits is None
     logits = model(x)  # features of other logits than those of the step are not its features
     np.testing.assert_allclose(
-        float(model.compute_loss(y=ops.convert_to_tensor(y), y_pred=logits * 0)), np.log(V), rtol=1e-5
+        to_numpy(model.compute_loss(y=ops.convert_to_tensor(y), y_pred=logits * 0)), np.log(V), rtol=1e-5
     )
 
 
