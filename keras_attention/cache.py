@@ -79,7 +79,14 @@ def start(cache, query):
 
 
 def parts(own, prefix, start, query):
-    """The parts of a cache, the prefix first; `own` is the own part after writing, {} if none, as `start` gives it."""
+    """The parts that are attended, the prefix first.
+
+    Args:
+        own: the own part after writing, {} if there is none.
+        prefix: a prefix, or None.
+        start: what `start` gave, the position of the own part's first token.
+        query: [N, T, H, K], for its number of rows.
+    """
     found = []
     if prefix is not None:
         shared = prefix["key"].shape[0] is None or prefix["key"].shape[0] != query.shape[0]
