@@ -312,7 +312,7 @@ def _alphabet(words):
 
 def _learn_merges(counts, number):
     """At most `number` pieces that byte-pair encoding of the counted words makes, in its order."""
-    sentencepiece = _sentencepiece()
+    sentencepiece = _sentencepiece("Learning subword pieces")
     block = "\u2581"  # the sign with which SentencePiece marks the start of a word
     words = [(word, count) for word, count in _by_frequency(counts) if block not in word]
     if not words:

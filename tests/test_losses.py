@@ -167,10 +167,10 @@ def test_wrong_label_smoothing(eps):
 
 
 def test_config_round_trip():
-    loss = losses.MaskedCrossEntropy(label_smoothing=0.2, name="mine")
+    loss = losses.MaskedCrossEntropy(label_smoothing=0.2, name="mine", r_drop=3)
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert type(again) is losses.MaskedCrossEntropy
-    assert again.get_config() == {"label_smoothing": 0.2, "name": "mine"}
+    assert again.get_config() == {"label_smoothing": 0.2, "name": "mine", "r_drop": 3.0}
 
 
 def test_fit_learns_and_a_saved_model_keeps_the_loss(tmp_path):
@@ -229,6 +229,58 @@ def test_blockwise_values_and_gradients_equal_the_plain_loss(smoothing, block, w
     np.testing.assert_allclose(float(value), float(whole(*tensors)), rtol=1e-6)
     for one, two in zip(gradients(by_blocks, arrays), gradients(whole, arrays), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def r_drop_oracle(logits, labels, weights, smoothing, alpha):
+    """Liang et al. 2021, equation 4, on whole logits, averaged over the tokens of both passes."""
+    log_p, log_q = ops.split(ops.log_softmax(logits), 2)
+    apart = ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1) + ops.sum(ops.exp(log_q) * (log_q - log_p), axis=-1)
+    losses = token_losses(labels, logits, smoothing) + 0.25 * alpha * ops.concatenate([apart, apart])
+    return ops.sum(losses * weights) / ops.sum(weights)
+
+
+@pytest.mark.parametrize(("smoothing", "block"), [*BLOCKS, (0.1, 15)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_r_drop_equals_the_equation_on_whole_logits(smoothing, block, weighted):
+    (features, *output), y_true, sample_weight = block_case()
+    arrays = [np.concatenate([features, features + 0.3 * features[::-1]]), *output]
+    y_true, sample_weight = np.concatenate([y_true] * 2), np.random.default_rng(1).random((14, 11)).astype("float32")
+    sample_weight = sample_weight if weighted else None
+    weights = losses.token_weights(ops.convert_to_tensor(y_true), sample_weight)
+
+    def whole(*x):
+        return r_drop_oracle(plain(*x), ops.convert_to_tensor(y_true), weights, smoothing, 5.0)
+
+    def by_blocks(*x):
+        loss = MaskedCrossEntropy(smoothing, r_drop=5.0)
+        given = {"block": block, "label_smoothing": smoothing, "r_drop": 5.0}
+        found, statistics = blockwise_cross_entropy(*x, ops.convert_to_tensor(y_true), sample_weight, **given)
+        np.testing.assert_array_equal(to_numpy(statistics.real), y_true != 0)
+        expected = loss.from_features(*x, y_true, sample_weight)
+        if keras.backend.backend() != "jax":  # whose values are traced here
+            np.testing.assert_allclose(to_numpy(expected[0]), to_numpy(found), rtol=1e-5)
+            nll = token_losses(ops.convert_to_tensor(y_true), plain(*x))
+            np.testing.assert_allclose(to_numpy(statistics.nll), to_numpy(nll), atol=1e-5)
+        return found
+
+    for one, two in zip(gradients(by_blocks, arrays), gradients(whole, arrays), strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-6)
+    tensors = [ops.convert_to_tensor(x) for x in arrays]
+    np.testing.assert_allclose(float(by_blocks(*tensors)), float(whole(*tensors)), rtol=1e-6)
+    value = MaskedCrossEntropy(smoothing, r_drop=5.0).from_features(*tensors, y_true, sample_weight, training=False)[0]
+    without = MaskedCrossEntropy(smoothing)(y_true, plain(*tensors), sample_weight)
+    np.testing.assert_allclose(float(value), float(without), rtol=1e-6)
+
+
+def test_r_drop_refuses_what_is_not_two_copies():
+    (features, matrix, bias), y_true, _ = block_case()
+    loss = MaskedCrossEntropy(r_drop=5.0)
+    value, _ = loss.from_features(*[ops.convert_to_tensor(x) for x in (features[:6], matrix, bias)], y_true[:6])
+    assert np.isnan(float(value))
+    with pytest.raises(ValueError, match="models of keras_attention.models"):
+        loss(y_true, plain(*[ops.convert_to_tensor(x) for x in (features, matrix, bias)]))
+    with pytest.raises(ValueError, match="`r_drop` must be at least 0"):
+        MaskedCrossEntropy(r_drop=-1)
 
 
 def test_blockwise_statistics_equal_those_of_the_logits():

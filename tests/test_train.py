@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import ANY
 
 import keras
 import numpy as np
@@ -25,7 +26,7 @@ from keras_attention.training.callbacks import (
 )
 from keras_attention.training.datasets import Pairs
 from keras_attention.training.errors import InputError
-from keras_attention.training.recipes import load_recipe
+from keras_attention.training.recipes import load_recipe, resolve
 from keras_attention.training.train import read_run_recipe, train
 
 SETTINGS = [
@@ -327,6 +328,101 @@ def test_bleu_and_chrf_choose_the_weights_where_the_recipe_says_so(tmp_path):
     assert (stored["val_bleu"], stored["val_chrf"]) == (pytest.approx(bleu), pytest.approx(chrf))
     assert chrf > 0
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.npz")[1]["best"] == max(found["val_bleu"])
+
+
+def words_in_order(count, seed):
+    """Pairs of texts: some of ten words, and the same words from the last to the first."""
+    generator = np.random.default_rng(seed)
+    known = "haus baum fenster garten strasse lampe wagen blume wolke regen".split()
+    rows = [generator.choice(known, generator.integers(2, 6)).tolist() for _ in range(count)]
+    return [(" ".join(row), " ".join(reversed(row))) for row in rows]
+
+
+TRANSFORMER = {
+    "name": "small",
+    "data": {"joint_vocabulary": True},
+    "source_tokenizer": {"kind": "bpe", "vocabulary_size": 330, "dropout": 0.2},
+    "model": {
+        "kind": "transformer",
+        "width": 16,
+        "num_heads": 2,
+        "feed_forward_units": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "share_embeddings": True,
+        "dropout": 0.1,
+    },
+    "training": {
+        "epochs": 3,
+        "token_budget": 256,
+        "gradient_accumulation": 2,
+        "dtype": "mixed_float16",
+        "learning_rate": 0.003,
+        "schedule": "cosine",
+        "warmup_steps": 2,
+        "beta_2": 0.98,
+        "r_drop": 5.0,
+        "ema_momentum": 0.9,
+        "average": 2,
+        "label_smoothing": 0.1,
+        "monitor": "val_loss",
+        "samples": 0,
+    },
+}
+
+
+def test_a_transformer_with_every_option_resumes_with_the_same_history(tmp_path):
+    """BPE dropout, R-Drop, accumulated gradients, mixed precision with a scaled loss, a moving average."""
+    data, out = write_tsv(tmp_path / "data", words_in_order(200, 1), words_in_order(20, 2)), tmp_path / "run"
+    small = resolve(TRANSFORMER)
+    small.data.folder = str(data)
+    metrics, before = train(small, out, say=silent), history(out)
+    loaded = Pipeline.load(out)
+    assert loaded.source_tokenizer.model == loaded.target_tokenizer.model
+    assert loaded.model.source_embedding is loaded.model.target_embedding
+    assert loaded.model.compute_dtype == "float16"
+    assert metrics["weights"] in ("best", "average", "ema")
+    optimizer = read_checkpoint(out / "checkpoints" / "epoch-00002.npz")[0][len(loaded.model.variables) :]
+    steps = len(corpus.prepare(small, out).batches(small.training, 1)[0])
+    assert 3 * steps in [int(array) for array in optimizer if array.ndim == 0 and array.dtype.kind == "i"]
+
+    (out / "checkpoints" / "epoch-00002.npz").unlink()
+    (out / "metrics.json").unlink()
+    assert train(read_run_recipe(out), out, resume=True, say=silent) == {**metrics, "seconds": ANY}
+    assert history(out) == before
+    again = Pipeline.load(out)
+    for one, two in zip(loaded.model.weights, again.model.weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), two.numpy())
+
+
+def test_bpe_dropout_cuts_the_same_texts_otherwise_in_every_epoch(tmp_path):
+    import tensorflow as tf
+
+    data = write_tsv(tmp_path / "data", words_in_order(50, 1), words_in_order(5, 2))
+    small = resolve(TRANSFORMER)
+    small.data.folder = str(data)
+    (tmp_path / "run").mkdir()
+    found = corpus.prepare(small, tmp_path / "run")
+    (first, _), (second, _), (again, _) = found.train(0), found.train(1), found.train(0)
+    whole = corpus.tokenize_pairs(*zip(*words_in_order(50, 1), strict=True), *found.tokenizers)[0]
+    assert first.values.tolist() == again.values.tolist() != second.values.tolist()
+    for cut in (first, second):
+        assert len(cut.values) > 1.1 * len(whole.values)
+        texts = found.tokenizers[0].detokenize(tf.RaggedTensor.from_row_splits(cut.values, cut.offsets)).numpy()
+        assert [text.decode() for text in texts] == [source for source, _ in words_in_order(50, 1)]
+
+
+def test_r_drop_s_batches_hold_every_pair_twice(tmp_path):
+    data = write_tsv(tmp_path / "data", words_in_order(50, 1), words_in_order(5, 2))
+    small = resolve(TRANSFORMER)
+    small.data.folder = str(data)
+    (tmp_path / "run").mkdir()
+    batches, validation = corpus.prepare(small, tmp_path / "run").batches(small.training, 1)
+    x, y = batches[0]
+    for array in (*x.values(), y):
+        np.testing.assert_array_equal(*np.split(array, 2))
+    assert sum(np.count_nonzero(y[:, 0]) for _, y in batches) == 100
+    assert sum(np.count_nonzero(y[:, 0]) for _, y in validation) == 5
 
 
 def test_bleu_needs_texts(tmp_path):

@@ -391,6 +391,7 @@ class Batches:
         bucket_width: What widths are multiples of.
         seed: The order's seed.
         shuffle: False for one fixed order, as for validation.
+        copies: How often every row stands in its batch: all rows, then all of them again. R-Drop needs 2.
 
     Raises:
         InputError: If there is no pair at all, or source and target differ in number.
@@ -404,7 +405,9 @@ class Batches:
     (1, [0, 1, 2])
     """
 
-    def __init__(self, source=None, target=None, *, draw=None, token_budget, bucket_width=8, seed=0, shuffle=True):
+    def __init__(
+        self, source=None, target=None, *, draw=None, token_budget, bucket_width=8, seed=0, shuffle=True, copies=1
+    ):
         if (target is None) == (draw is None):
             raise InputError("Batches are made of target sequences or of a function `draw`: give one of them.")
         self._draw = draw or (lambda epoch: (source, target))
@@ -415,6 +418,7 @@ class Batches:
             "shuffle": shuffle,
         }
         self.epoch = 0
+        self._copies = copies
         self._steps = None
         self._current = (None, None, None, None)
         self._steps = len(self.plan())
@@ -432,6 +436,7 @@ class Batches:
                 raise InputError("There is nothing to make batches of: expected at least one pair.")
             lengths = None if source is None else source.lengths
             plan = plan_batches(lengths, target.lengths, epoch=epoch, **self._plan_options)
+            plan = [batch._replace(indices=np.tile(batch.indices, self._copies)) for batch in plan]
             plan = list(itertools.islice(itertools.cycle(plan), self._steps or len(plan)))
             self._current = (epoch, source, target, plan)
         return self._current

@@ -1,5 +1,6 @@
 """From files or a task to tokenizers and token sequences, kept beside the run as NumPy files."""
 
+import base64
 import json
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +11,7 @@ from keras_attention.models.files import atomic_write
 from keras_attention.models.tokenizers import (
     CharacterTokenizer,
     SentencePieceTokenizer,
+    bpe_dropout,
     load_tokenizer,
     save_tokenizer,
 )
@@ -73,7 +75,8 @@ class Corpus:
     def batches(self, training, seed):
         """(train, val) as `Batches`."""
         options = {"token_budget": training.token_budget, "bucket_width": training.bucket_width, "seed": seed}
-        train = Batches(draw=self.train, **options) if callable(self.train) else Batches(*self.train, **options)
+        arrays, draw = ((), self.train) if callable(self.train) else (self.train, None)
+        train = Batches(*arrays, draw=draw, **options, copies=2 if training.r_drop else 1)
         return train, Batches(*self.val, **options, shuffle=False)
 
 
@@ -207,6 +210,8 @@ def _load(recipe, folder):
     except ImportError:
         tokenizers = (None, None)
         description["notes"].append("TensorFlow is missing: training from the stored ids, without samples as text.")
+    if recipe.source_tokenizer.dropout or recipe.target_tokenizer.dropout:
+        train = partial(_cut_anew, train, recipe, folder)
     return Corpus(
         description["source_vocabulary"],
         description["target_vocabulary"],
@@ -216,6 +221,22 @@ def _load(recipe, folder):
         Pairs(**description["samples"]),
         description["notes"],
     )
+
+
+def _cut_anew(train, recipe, folder, epoch):
+    """The training pairs with the pieces that BPE dropout gives them in this epoch."""
+    sides = []
+    for number, (side, sequences) in enumerate(zip(SIDES, train, strict=True)):
+        dropout = getattr(recipe, f"{side}_tokenizer").dropout
+        if dropout:
+            stored = json.loads((folder / f"{side}.tokenizer.json").read_text(encoding="utf-8"))
+            model = base64.b64decode(stored["config"]["model"])
+            ids = [sequences[i].tolist() for i in range(len(sequences))]
+            seed = np.random.SeedSequence((recipe.seed, epoch, number)).generate_state(1)
+            sequences = TokenSequences.from_lists(bpe_dropout(model, ids, dropout, int(seed[0])))
+        sides.append(sequences)
+    keep, _ = filter_lengths(*sides, recipe.data.max_source_length, recipe.data.max_target_length)
+    return tuple(side.select(keep) for side in sides)
 
 
 def _learn(recipe, sources, targets, of_features=False):

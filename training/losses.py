@@ -82,7 +82,7 @@ class TokenStatistics(NamedTuple):
 
 
 def blockwise_cross_entropy(
-    features, matrix, bias, y_true, sample_weight=None, label_smoothing=0.0, block=512, training=True
+    features, matrix, bias, y_true, sample_weight=None, label_smoothing=0.0, block=512, training=True, r_drop=0.0
 ):
     """The loss of logits = features . matrix^T + bias, of which no more exists than a block of tokens at a time.
 
@@ -100,11 +100,15 @@ def blockwise_cross_entropy(
         label_smoothing: as in `token_losses`.
         block: tokens computed at a time.
         training: whether gradients will be asked for.
+        r_drop: alpha of R-Drop, for `training` only. Every row then stands in the batch twice, row b and row B/2 + b,
+            for which dropout draws different masks; what their distributions p and q disagree on is added to the
+            losses of both, alpha/4 * (KL(p|q) + KL(q|p)). NaN where the two halves of y_true differ.
 
     Returns:
         (loss, TokenStatistics): the weighted mean, a scalar, and what metrics need.
 
     References:
+        Liang et al. 2021, "R-Drop", https://arxiv.org/abs/2106.14448, equation 4, divided by the two passes.
         Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models", https://arxiv.org/abs/2411.09009
         (section 4 computes by blocks what is here; it filters small gradients, which this function does not).
     """
@@ -115,13 +119,16 @@ def blockwise_cross_entropy(
     # Only ratios of weights count. Of a greatest one of 1, nothing overflows or vanishes in float16.
     flat_weights = ops.reshape(ops.divide_no_nan(weights, ops.max(ops.abs(weights))), (-1,))
     targets = ops.reshape(y_true, (-1,))
+    alpha = r_drop if training else 0.0
+    copies = 2 if alpha else 1
+    block -= block % copies
     count = ops.shape(targets)[0]
-    features, targets, flat_weights = (_whole_blocks(x, count, block) for x in (features, targets, flat_weights))
+    features, targets, flat_weights = (_to_blocks(x, block, copies) for x in (features, targets, flat_weights))
     total_weight = ops.sum(flat_weights)
 
     def forward(features, matrix, bias, with_gradients):
         losses, nll, hits, gradients = _scan_blocks(
-            features, matrix, bias, targets, flat_weights, label_smoothing, block, with_gradients
+            features, matrix, bias, targets, flat_weights, label_smoothing, alpha, block, with_gradients
         )
         loss = ops.divide_no_nan(ops.sum(losses * flat_weights), total_weight)
         return ops.concatenate([loss[None], nll, hits]), gradients
@@ -145,22 +152,39 @@ def blockwise_cross_entropy(
         packed = with_gradient(features, matrix + 0.0, bias + 0.0)
     else:
         packed, _ = forward(features, matrix, bias, False)
-    nll, hits = (ops.reshape(x[:count], shape) for x in ops.split(packed[1:], 2))
+    nll, hits = (ops.reshape(_from_blocks(x, count, block, copies), shape) for x in ops.split(packed[1:], 2))
     real = ops.cast(y_true != PAD, "float32")
-    return packed[0], TokenStatistics(nll * real, hits * real, real, weights)
+    loss = packed[0]
+    if alpha:
+        first, second = ops.split(y_true, 2)
+        loss = ops.where(ops.all(first == second), loss, float("nan"))
+    return loss, TokenStatistics(nll * real, hits * real, real, weights)
 
 
-def _whole_blocks(x, count, block):
-    """x [N, ...] with zeros behind, so that N is a multiple of the block."""
-    missing = (block - count % block) % block
-    return ops.concatenate([x, ops.zeros((missing, *x.shape[1:]), dtype=x.dtype)])
+def _to_blocks(x, block, copies):
+    """x [N, ...], filled with zeros so that it is made of whole blocks; each has as many tokens of every copy of the
+    batch, in the same order, one copy behind the other."""
+    rest, share = x.shape[1:], block // copies
+    x = ops.reshape(x, (copies, -1, *rest))
+    missing = -ops.shape(x)[1] % share
+    x = ops.concatenate([x, ops.zeros((copies, missing, *rest), dtype=x.dtype)], axis=1)
+    if copies > 1:
+        x = ops.swapaxes(ops.reshape(x, (copies, -1, share, *rest)), 0, 1)
+    return ops.reshape(x, (-1, *rest))
 
 
-def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, block, with_gradients):
+def _from_blocks(x, count, block, copies):
+    """The values [N] of the N = `count` tokens in the batch's order."""
+    if copies > 1:
+        x = ops.swapaxes(ops.reshape(x, (-1, copies, block // copies)), 0, 1)
+    return ops.reshape(ops.reshape(x, (copies, -1))[:, : count // copies], (-1,))
+
+
+def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, alpha, block, with_gradients):
     """Losses, nll and hits [N] and, of sum(losses * weights), the gradients by features, matrix and bias.
 
-    The loss of a token is lse - (1 - eps) * logit[target] - eps * mean(logits). Only lse needs the whole row; the
-    gradients of the other two terms are added for all tokens at once, as sums over rows of the matrix.
+    The loss of a token is lse - (1 - eps) * logit[target] - eps * mean(logits), and R-Drop's term. That and lse need
+    the whole row; the gradients of the other two are added for all tokens at once, as sums over rows of the matrix.
     """
     compute_dtype = features.dtype
     table, biases = ops.cast(matrix, compute_dtype), ops.cast(bias, "float32")
@@ -175,11 +199,16 @@ def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, bloc
         exponentials = ops.exp(logits - both[:, :1])
         normalizer = ops.sum(exponentials, axis=-1)
         nll = ops.log(normalizer) + both[:, 0] - both[:, 1]
-        found = ops.stack([nll, ops.cast(best == target, "float32"), both[:, 1]])
+        apart, slopes, share = ops.zeros_like(nll), exponentials, (weight / normalizer)[:, None]
+        if alpha:
+            apart, slopes = _disagreement(logits, exponentials / normalizer[:, None])
+            both_weights = ops.tile(sum(ops.split(weight, 2)), 2)
+            slopes = exponentials * share + 0.25 * alpha * both_weights[:, None] * slopes
+            share = ops.ones_like(share)
+        found = ops.stack([nll, ops.cast(best == target, "float32"), both[:, 1], apart])
         statistics = ops.scatter_update(statistics, [[number]], found[None])
         if with_gradients:
-            share = (weight / normalizer)[:, None]
-            exponentials = ops.cast(exponentials, compute_dtype)
+            exponentials = ops.cast(slopes, compute_dtype)
             gradient = ops.cast(ops.matmul(exponentials, table), "float32") * share
             by_features = ops.scatter_update(by_features, [[number]], gradient[None])
             scaled = ops.cast(ops.cast(x, "float32") * share, compute_dtype)
@@ -191,21 +220,32 @@ def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, bloc
     rows, columns = (blocks * block, vocabulary) if with_gradients else (0, 0)
     start = (
         ops.zeros((), dtype="int32"),
-        ops.zeros((blocks, 3, block)),
+        ops.zeros((blocks, 4, block)),
         ops.zeros((rows // block, block, width)),
         ops.zeros((columns, width)),
         ops.zeros((columns,)),
     )
     _, statistics, *gradients = ops.while_loop(lambda number, *_: number < blocks, advance, start)
-    nll, hits, target_logits = (ops.reshape(x, (-1,)) for x in ops.unstack(statistics, axis=1))
+    nll, hits, target_logits, apart = (ops.reshape(x, (-1,)) for x in ops.unstack(statistics, axis=1))
     mean_row = ops.mean(ops.cast(matrix, "float32"), axis=0)
-    losses = nll
+    losses = nll + 0.25 * alpha * apart
     if label_smoothing:
         mean_logits = ops.matmul(ops.cast(features, "float32"), mean_row[:, None])[:, 0] + ops.mean(biases)
-        losses = nll + label_smoothing * (target_logits - mean_logits)
+        losses = losses + label_smoothing * (target_logits - mean_logits)
     if with_gradients:
         gradients = _add_targets(gradients, features, matrix, mean_row, targets, weights, label_smoothing)
     return losses, nll, hits, gradients
+
+
+def _disagreement(logits, probabilities):
+    """KL(p|q) + KL(q|p) of the block's first half p and its second half q, once for each half [block], and its
+    gradient by the logits [block, V]: with d the difference of their logits, it is sum((p - q) * d)."""
+    first, second = ops.split(logits, 2)
+    p, q = ops.split(probabilities, 2)
+    difference = first - second
+    under_p, under_q = (ops.sum(x * difference, axis=-1, keepdims=True) for x in (p, q))
+    slopes = [p * (difference - under_p + 1) - q, q * (under_q - difference + 1) - p]
+    return ops.tile((under_p - under_q)[:, 0], 2), ops.concatenate(slopes)
 
 
 def _after(value, *others):
@@ -260,6 +300,9 @@ class MaskedCrossEntropy(keras.losses.Loss):
     Args:
         label_smoothing: eps, at least 0 and below 1; the papers below use 0.1.
         name: The loss's name.
+        r_drop: alpha of R-Drop, 0 for none; the paper translates with 5. For models of `keras_attention.models` in
+            `fit`, on batches that hold every row twice (`training.batching.Batches(copies=2)`); `evaluate` and
+            `validation_data` take plain batches and have the loss without it. See `blockwise_cross_entropy`.
 
     Call arguments:
         y_true: Integer token ids [B, T], 0 being padding.
@@ -280,15 +323,19 @@ class MaskedCrossEntropy(keras.losses.Loss):
     References:
         Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", section 7.
         Vaswani et al. 2017, "Attention Is All You Need", section 5.4.
+        Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", https://arxiv.org/abs/2106.14448
     """
 
-    def __init__(self, label_smoothing=0.0, name="masked_cross_entropy"):
+    def __init__(self, label_smoothing=0.0, name="masked_cross_entropy", r_drop=0.0):
         super().__init__(name=name)
         if not 0 <= label_smoothing < 1:
             raise ValueError(
                 f"`label_smoothing` must be at least 0 and below 1. Received: label_smoothing={label_smoothing!r}"
             )
+        if r_drop < 0:
+            raise ValueError(f"`r_drop` must be at least 0. Received: r_drop={r_drop!r}")
         self.label_smoothing = float(label_smoothing)
+        self.r_drop = float(r_drop)
 
     def call(self, y_true, y_pred):
         """The loss of every token [B, T], 0 at padding."""
@@ -297,6 +344,11 @@ class MaskedCrossEntropy(keras.losses.Loss):
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         """The mean loss over real tokens, a scalar."""
+        if self.r_drop:
+            raise ValueError(
+                f"MaskedCrossEntropy(r_drop={self.r_drop}) is for models of keras_attention.models, compiled with it "
+                "as their only loss. Received: logits alone, which do not say whether dropout was on."
+            )
         losses = self.call(y_true, y_pred)
         return weighted_mean(losses, token_weights(y_true, sample_weight, losses.dtype))
 
@@ -307,8 +359,8 @@ class MaskedCrossEntropy(keras.losses.Loss):
         """
         y_true = ops.cast(ops.convert_to_tensor(y_true), "int32")
         return blockwise_cross_entropy(
-            features, matrix, bias, y_true, sample_weight, self.label_smoothing, training=training
+            features, matrix, bias, y_true, sample_weight, self.label_smoothing, training=training, r_drop=self.r_drop
         )
 
     def get_config(self):
-        return {"label_smoothing": self.label_smoothing, "name": self.name}
+        return {"label_smoothing": self.label_smoothing, "name": self.name, "r_drop": self.r_drop}

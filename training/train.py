@@ -13,7 +13,17 @@ from keras_attention.models import Pipeline
 from keras_attention.models.files import atomic_write
 
 from .batching import to_py_dataset, to_tf_dataset
-from .callbacks import Checkpoints, EpochOrder, Samples, TextScores, assign, average, better, read_checkpoint
+from .callbacks import (
+    Checkpoints,
+    EpochOrder,
+    Samples,
+    TextScores,
+    assign,
+    average,
+    better,
+    read_checkpoint,
+    variables_of,
+)
 from .corpus import prepare
 from .errors import InputError
 from .losses import MaskedCrossEntropy
@@ -53,7 +63,7 @@ def train(recipe, out, init=None, resume=False, say=print):
     train_batches, val_batches = corpus.batches(recipe.training, recipe.seed)
     for note in corpus.notes:
         say(note)
-    compile_model(model, recipe, steps=len(train_batches) * recipe.training.epochs)
+    compile_model(model, recipe, batches=len(train_batches))
     say(
         f"{model.name}: {model.count_params():,} parameters; {corpus.describe()}; {len(train_batches):,} batches an "
         f"epoch; run folder {out}"
@@ -148,17 +158,27 @@ def _grown(array, weight, sizes):
 def build_model(recipe, corpus):
     """The recipe's model for the corpus's vocabularies, or the width of its features."""
     options = {name: value for name, value in recipe.model.items() if name != "kind"}
+    options["dtype"] = recipe.training.dtype
     if corpus.source_width is not None:
         options["source_width"] = corpus.source_width
     return MODELS[recipe.model["kind"]](corpus.source_vocabulary, corpus.target_vocabulary, **options)
 
 
-def compile_model(model, recipe, steps):
-    """Adam, the recipe's schedule and loss, and the metrics."""
+def compile_model(model, recipe, batches):
+    """Adam, the recipe's schedule and loss, and the metrics; `batches` is the number of an epoch's batches."""
     options = recipe.training
+    accumulated = options.gradient_accumulation
+    average = {} if options.ema_momentum is None else {"use_ema": True, "ema_momentum": options.ema_momentum}
+    optimizer = keras.optimizers.Adam(
+        _schedule(recipe, steps=batches * options.epochs // accumulated),
+        beta_2=options.beta_2,
+        clipnorm=options.clipnorm,
+        gradient_accumulation_steps=accumulated if accumulated > 1 else None,
+        **average,
+    )
     model.compile(
-        optimizer=keras.optimizers.Adam(_schedule(recipe, steps), clipnorm=options.clipnorm),
-        loss=MaskedCrossEntropy(label_smoothing=options.label_smoothing),
+        optimizer=optimizer,
+        loss=MaskedCrossEntropy(label_smoothing=options.label_smoothing, r_drop=options.r_drop),
         metrics=[TokenAccuracy(), Perplexity(), ExactMatch()],
         jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
     )
@@ -237,6 +257,10 @@ def _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, texts
     if recipe.training.average > 1:
         last = checkpoints.paths()[-recipe.training.average :]
         candidates["average"] = average(last, len(model.variables))
+    if recipe.training.ema_momentum is not None:
+        assign(variables_of(model), read_checkpoint(checkpoints.paths()[-1])[0], checkpoints.folder)
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+        candidates["ema"] = [keras.ops.convert_to_numpy(variable.value) for variable in model.variables]
     scores = {}
     for name, arrays in candidates.items():
         assign(model.variables, arrays, checkpoints.folder)
@@ -245,8 +269,9 @@ def _finish(recipe, out, model, pipeline, corpus, checkpoints, validation, texts
         if texts is not None:
             scores[name] |= texts.scores()
     chosen = "best"
-    if "average" in scores and not better(monitor, scores["best"][monitor], scores["average"][monitor]):
-        chosen = "average"
+    for name in scores:  # of equally good ones an average
+        if not better(monitor, scores[chosen][monitor], scores[name][monitor]):
+            chosen = name
     assign(model.variables, candidates[chosen], checkpoints.folder)
 
     metrics = {

@@ -35,6 +35,7 @@ MODEL_CHOICES = {
 SCHEDULES = ("constant", "cosine", "inverse_square_root", "noam")
 TOKENIZERS = ("characters", "words", "wordpiece", "bpe", "unigram")
 SPLITS = ("words", "punctuation", "blanks")
+DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 MONITORS = ("val_loss", "val_token_accuracy", "val_perplexity", "val_exact_match", "val_bleu", "val_chrf")
 MINIMUMS = {
     **dict.fromkeys(("seed", "training.warmup_steps", "training.patience", "training.samples"), 0),
@@ -42,7 +43,8 @@ MINIMUMS = {
     **dict.fromkeys(("source_tokenizer.vocabulary_size", "target_tokenizer.vocabulary_size"), 1),
     **dict.fromkeys(("model.embedding_width", "model.encoder_layers", "model.decoder_layers"), 1),
     **dict.fromkeys(("training.epochs", "training.token_budget", "training.bucket_width", "training.average"), 1),
-    **dict.fromkeys(("decoding.length_ratio", "decoding.length_offset"), 0),
+    **dict.fromkeys(("decoding.length_ratio", "decoding.length_offset", "training.r_drop"), 0),
+    "training.gradient_accumulation": 1,
     **dict.fromkeys(("model.width", "model.num_heads", "model.feed_forward_units", "model.num_key_value_heads"), 1),
     "model.units": 2,
     "model.max_source_length": 1,
@@ -51,6 +53,7 @@ MINIMUMS = {
 }
 POSITIVE = ("training.learning_rate", "training.clipnorm")
 SHARES = ("model.dropout", "model.attention_dropout", "model.activation_dropout", "training.label_smoothing")
+SHARES += ("source_tokenizer.dropout", "target_tokenizer.dropout", "training.beta_2", "training.ema_momentum")
 # Arguments of models that may be None beside their type, and those that no recipe gives: the data or Python code does.
 OPTIONAL = {
     **dict.fromkeys(("embedding_width", "max_source_length", "num_key_value_heads", "alignment_layer"), int | None),
@@ -91,6 +94,7 @@ class Tokenizer:
     byte_fallback: bool = True  # characters: what is not in the vocabulary is read byte by byte
     split: str = "words"  # words: without punctuation; "punctuation": with it; "blanks": text that is tokenized already
     lower: bool = False  # words and wordpiece: whether texts are lowercased first
+    dropout: float = 0.0  # bpe: the share of merges left out at random, anew in every epoch (files only)
 
 
 @dataclass
@@ -100,11 +104,16 @@ class Training:
     epochs: int = 10
     token_budget: int = 4096  # positions of a batch, padding included, on its longer side
     bucket_width: int = 8  # lengths are rounded up to multiples of this
+    gradient_accumulation: int = 1  # batches whose gradients make one step
+    dtype: str = "float32"  # mixed_bfloat16 and mixed_float16 are for hardware that computes in 16 bits
     learning_rate: float = 0.001  # of noam: its factor
     schedule: str = "constant"
     warmup_steps: int = 0
+    beta_2: float = 0.999  # of Adam; the Transformer's paper takes 0.98
     clipnorm: float | None = 1.0
     label_smoothing: float = 0.0
+    r_drop: float = 0.0  # weight of R-Drop, which runs every pair twice; its paper translates with 5
+    ema_momentum: float | None = None  # of an exponential moving average of the weights; 0.999 is usual
     monitor: str = "val_exact_match"  # what chooses the best checkpoint and stops early
     patience: int = 0  # epochs without a better one before training stops; 0: never
     average: int = 1  # how many of the last checkpoints are averaged
@@ -291,6 +300,7 @@ def _check_choices(recipe, where):
         "target_tokenizer.split": (recipe.target_tokenizer.split, SPLITS),
         "data.bleu_tokenize": (recipe.data.bleu_tokenize, BLEU_TOKENIZERS),
         "training.schedule": (recipe.training.schedule, SCHEDULES),
+        "training.dtype": (recipe.training.dtype, DTYPES),
         "training.monitor": (recipe.training.monitor, MONITORS),
     }
     for name, known in MODEL_CHOICES[recipe.model["kind"]].items():
@@ -300,6 +310,14 @@ def _check_choices(recipe, where):
             names = ", ".join("none" if name is None else name for name in known)
             raise InputError(f"{where}: {key} must be one of {names}. Received: {value!r}")
     {"seq2seq": _check_seq2seq, "transformer": _check_transformer}[recipe.model["kind"]](recipe, where)
+    for side in ("source", "target"):
+        tokenizer = getattr(recipe, f"{side}_tokenizer")
+        if tokenizer.dropout and (tokenizer.kind != "bpe" or recipe.data.task):
+            what = f"data.task={recipe.data.task}" if recipe.data.task else f"{side}_tokenizer.kind={tokenizer.kind}"
+            raise InputError(
+                f"{where}: {side}_tokenizer.dropout is for pieces of the kind bpe and for texts of files. Received: "
+                f"{what}"
+            )
     columns = recipe.data.columns
     if [type(column) for column in columns] != [int, int] or min(columns) < 1 or columns[0] == columns[1]:
         raise InputError(
@@ -317,7 +335,7 @@ def _check_ranges(table, where, section=""):
             raise InputError(f"{where}: {key} must be at least {MINIMUMS[key]}. Received: {value}")
         elif key in POSITIVE and value is not None and not value > 0:
             raise InputError(f"{where}: {key} must be above 0. Received: {value}")
-        elif key in SHARES and not 0 <= value < 1:
+        elif key in SHARES and value is not None and not 0 <= value < 1:
             raise InputError(f"{where}: {key} must be at least 0 and below 1. Received: {value}")
 
 
