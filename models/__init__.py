@@ -6,6 +6,7 @@ if __name__ == "models":
     )
 
 from .decoding import Hypotheses, beam_search, greedy_search, sample, uniform_numbers
+from .inspection import AttentionScores, attention_scores, word_similarity
 from .pipeline import Pipeline, Result, list_presets
 from .seq2seq import Seq2Seq
 from .tokenizers import CharacterTokenizer, SentencePieceTokenizer
@@ -13,6 +14,7 @@ from .transformer import Transformer
 from .words import WordPieceTokenizer, WordTokenizer
 
 __all__ = [
+    "AttentionScores",
     "CharacterTokenizer",
     "Hypotheses",
     "Pipeline",
@@ -22,9 +24,11 @@ __all__ = [
     "Transformer",
     "WordPieceTokenizer",
     "WordTokenizer",
+    "attention_scores",
     "beam_search",
     "greedy_search",
     "list_presets",
     "sample",
     "uniform_numbers",
+    "word_similarity",
 ]

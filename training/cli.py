@@ -267,23 +267,98 @@ def _ask(answer):
 @click.argument("text", metavar="INPUT")
 @click.argument("picture", metavar="OUT.png", type=click.Path())
 @click.option("--beam", type=click.IntRange(1), help="Beam width.")
-def plot(run, text, picture, beam):
-    """Draw the alignment of INPUT and its answer to OUT.png or .svg.
+@click.option("--heads", is_flag=True, help="Every layer and head of a Transformer, as one grid.")
+@click.option("--head", metavar="KIND.LAYER.HEAD", help="One of them, such as cross.2.0, counted from 0.")
+@click.option("--positions", is_flag=True, help="What INPUT's positions add to its embeddings.")
+@click.option("--word", help="A word of INPUT: how like its states are, layer by layer, to those of --other.")
+@click.option("--other", metavar="TEXT", help="The text that --word is compared with.")
+def plot(run, text, picture, beam, heads, head, positions, word, other):
+    """Draw the alignment of INPUT and its answer to OUT.png or .svg, or what else the options ask for.
 
     A RUN that reads features takes a .npy file, an array [steps, features].
     """
-    from .plots import check_picture, plot_alignment, save_figure, source_labels
+    from .plots import check_picture, save_figure
 
+    if sum((heads, head is not None, positions, word is not None)) > 1:
+        raise InputError("One picture at a time: give one of --heads, --head, --positions and --word.")
+    if (word is None) != (other is None):
+        raise InputError("--word and --other belong together: a word of INPUT, and the text to compare it with.")
     check_picture(picture)
     pipeline = _load_reader(run)
     inputs = [text] if pipeline.source_width is None else _read_features(pipeline, [text])
-    result = pipeline(inputs, beam)[0]
+    if heads or head is not None:
+        figure, said = _draw_heads(pipeline, inputs[0], head, beam)
+    elif positions:
+        figure, said = _draw_positions(pipeline, inputs[0])
+    elif word is not None:
+        figure, said = _draw_similarity(pipeline, word, text, other)
+    else:
+        figure, said = _draw_alignment(pipeline, run, inputs[0], text, beam)
+    save_figure(figure, picture)
+    click.echo(f"{said}{picture}")
+
+
+def _draw_heads(pipeline, given, head, beam):
+    """The grid of all heads, or one of them."""
+    from keras_attention.models import attention_scores
+
+    from .plots import plot_alignment, plot_heads
+
+    scores = attention_scores(pipeline, given, beam_width=beam)
+    said = " ".join(scores.target_pieces) + "\n"
+    if head is None:
+        return plot_heads(scores), said
+    kind, *place = head.split(".")
+    try:
+        weights = getattr(scores, {"encoder": "encoder", "decoder": "decoder", "cross": "cross"}[kind])
+        layer, number = (int(index) for index in place)
+        if min(layer, number) < 0:
+            raise ValueError
+        weights = weights[layer, number]
+    except (KeyError, ValueError, IndexError):
+        sizes = (f"{name}.0.0 to {name}.{len(w) - 1}.{w.shape[1] - 1}" for name, w in _kinds(scores))
+        raise InputError(f"--head expects KIND.LAYER.HEAD: {', '.join(sizes)}. Received: {head!r}") from None
+    rows, columns = scores.labels(kind)
+    return plot_alignment(weights, columns, rows, title=f"{kind} {layer}, head {number}"), said
+
+
+def _kinds(scores):
+    return [(kind, getattr(scores, kind)) for kind in ("encoder", "decoder", "cross")]
+
+
+def _draw_positions(pipeline, given):
+    import numpy as np
+
+    from .plots import plot_positions
+
+    position = getattr(pipeline.model, "source_position", None)
+    if position is None:
+        raise InputError(
+            "--positions is for models that add positions to embeddings, sinusoidal or learned: this one does not."
+        )
+    length = pipeline.read(**pipeline._batch(pipeline.check_inputs([given])))[1][0]
+    encoding = position(np.zeros((1, max(1, int(length)), pipeline.model.width), "float32"))[0]
+    return plot_positions(encoding), ""
+
+
+def _draw_similarity(pipeline, word, text, other):
+    from keras_attention.models import word_similarity
+
+    from .plots import plot_similarity
+
+    similarity, pieces = word_similarity(pipeline, word, text, other)
+    return plot_similarity(similarity, pieces, word, title=f"“{word}” in: {text}"), ""
+
+
+def _draw_alignment(pipeline, run, given, text, beam):
+    from .plots import plot_alignment, source_labels
+
+    result = pipeline([given], beam)[0]
     if result.attention is None:
         raise InputError(f"{run} was trained without attention: there is no alignment to draw.")
     if not result.target_pieces:
         raise InputError(f"The answer to {text!r} is empty: there is no alignment to draw.")
-    save_figure(plot_alignment(result.attention, source_labels(result), result.target_pieces), picture)
-    click.echo(f"{result.text}\n{picture}")
+    return plot_alignment(result.attention, source_labels(result), result.target_pieces), f"{result.text}\n"
 
 
 @main.command()

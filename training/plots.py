@@ -82,6 +82,116 @@ def plot_alignment(weights, source_pieces, target_pieces, title=None):
     return figure
 
 
+def plot_heads(scores, title=None):
+    """Draws the attention of every head of every layer as one grid: encoder, decoder and cross-attention.
+
+    Args:
+        scores: what `keras_attention.models.attention_scores` returns.
+        title: Text above the picture.
+
+    Returns:
+        A `matplotlib.figure.Figure`: a row for each layer, a column for each head.
+    """
+    kinds = {kind: getattr(scores, kind) for kind in ("encoder", "decoder", "cross")}
+    heads = max(weights.shape[1] for weights in kinds.values())
+    rows = sum(len(weights) for weights in kinds.values())
+    longest = max(max(weights.shape[2:]) for weights in kinds.values())
+    side = min(2.6, max(1.5, 0.12 * longest))  # of one head, in inches
+    margin = 0.08 * max(map(_columns, (scores.source_pieces, scores.target_pieces)))
+    figure = _new_figure(side * heads + margin + 1.0, (side + 0.25) * rows + 3 * margin + 0.5, title)
+    blocks = figure.subfigures(
+        3, 1, height_ratios=[len(weights) * (side + 0.25) + margin for weights in kinds.values()]
+    )
+    for block, (kind, weights) in zip(blocks, kinds.items(), strict=True):
+        cells = block.subplots(len(weights), weights.shape[1], squeeze=False)
+        row_labels, column_labels = (_visible(labels) for labels in scores.labels(kind))
+        fontsize = min(8, 72 * 0.8 * side / max(len(row_labels), len(column_labels)))
+        for layer, head in np.ndindex(weights.shape[:2]):
+            axes = cells[layer, head]
+            axes.imshow(weights[layer, head], cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            axes.set_title(f"{kind} {layer}, head {head}", fontsize=8, loc="left")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if head == 0:
+                texts, style = _drawable(row_labels)
+                axes.set_yticks(range(len(texts)), texts, fontsize=fontsize, **style)
+            if layer == len(weights) - 1:
+                texts, style = _drawable(column_labels)
+                axes.set_xticks(range(len(texts)), texts, rotation=90, fontsize=fontsize, **style)
+            axes.tick_params(length=0)
+    return figure
+
+
+def plot_positions(encoding, title=None):
+    """Draws what a position adds to an embedding, such as the sinusoidal encoding of Vaswani et al. 2017.
+
+    Args:
+        encoding: Array [positions, D].
+        title: Text above the picture.
+
+    Returns:
+        A `matplotlib.figure.Figure`: a row for each position, a column for each dimension.
+
+    Example:
+
+    >>> from keras_attention import SinusoidalEncoding
+    >>> encoding = SinusoidalEncoding()(np.zeros((1, 50, 64), "float32"))[0]
+    >>> plot_positions(encoding).axes[0].get_ylabel()
+    'position'
+    """
+    encoding = np.asarray(encoding, dtype="float64")
+    if encoding.ndim != 2 or encoding.size == 0:
+        raise ValueError(f"plot_positions expects an encoding [positions, D]. Received: shape {encoding.shape}")
+    figure = _new_figure(7.0, 4.0, title)
+    axes = figure.add_subplot()
+    largest = np.abs(encoding).max() or 1.0
+    image = axes.imshow(encoding, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
+    figure.colorbar(image, ax=axes)
+    axes.set_xlabel("dimension")
+    axes.set_ylabel("position")
+    return figure
+
+
+def plot_similarity(similarity, pieces, word, title=None):
+    """Draws how like a word's states are to those of another text's pieces, layer by layer.
+
+    Args:
+        similarity: Array [layers + 1, S] of cosines, the embeddings' first, as `word_similarity` gives it.
+        pieces: the S pieces of the other text.
+        word: the word.
+        title: Text above the picture.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Example:
+
+    >>> figure = plot_similarity([[0.1, 0.9], [0.3, 0.7]], ["the", "dog"], "dog")
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['embedding', 'layer 0']
+    """
+    similarity = np.asarray(similarity, dtype="float64")
+    if similarity.ndim != 2 or similarity.shape[1] != len(pieces) or similarity.size == 0:
+        raise ValueError(
+            f"plot_similarity expects cosines [layers + 1, pieces]. Received: shape {similarity.shape} for "
+            f"{len(pieces)} pieces."
+        )
+    layers = ["embedding", *(f"layer {number}" for number in range(len(similarity) - 1))]
+    figure = _new_figure(0.5 * len(pieces) + 2.5, 0.4 * len(layers) + 0.09 * _columns(pieces) + 1.2, title)
+    axes = figure.add_subplot()
+    image = axes.imshow(similarity, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="cosine")
+    for row, column in np.ndindex(similarity.shape):
+        value = similarity[row, column]
+        color = "white" if abs(value) > 0.6 else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
+    _label_cells(axes, _visible(pieces), layers, fontsize=9)
+    texts, style = _drawable([f"likeness to “{word}”"])
+    axes.set_xlabel(texts[0], **style)
+    axes.set_ylabel("")
+    return figure
+
+
 def source_labels(result):
     """What labels the columns of a Result's attention: its pieces; of features the number of every tenth step."""
     steps = range(result.attention.shape[1])

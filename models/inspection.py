@@ -1,0 +1,139 @@
+"""Looking inside of a trained Transformer: the weights of all layers and heads, and the states of words."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from keras import ops
+
+from .tokenizers import START
+
+
+@dataclass(frozen=True)
+class AttentionScores:
+    """The weights of every layer and head for one input and what was written for it.
+
+    Attributes:
+        encoder: [layers, H, S, S], of the source's pieces to each other.
+        decoder: [layers, H, T, T], row t of the piece written at t, column 0 of START, column t of piece t - 1.
+        cross: [layers, H, T, S], of the written pieces to the source's.
+        source_pieces, target_pieces: S and T strings.
+    """
+
+    encoder: np.ndarray
+    decoder: np.ndarray
+    cross: np.ndarray
+    source_pieces: list[str]
+    target_pieces: list[str]
+
+    def labels(self, kind):
+        """(names of the rows, names of the columns) of "encoder", "decoder" or "cross"."""
+        read = ["<s>", *self.target_pieces[:-1]]
+        return {
+            "encoder": (self.source_pieces, self.source_pieces),
+            "decoder": (self.target_pieces, read),
+            "cross": (self.target_pieces, self.source_pieces),
+        }[kind]
+
+
+def attention_scores(pipeline, source, target=None, beam_width=None):
+    """The weights of all layers and heads while `target` is written for `source`.
+
+    Args:
+        pipeline: a Pipeline of a Transformer.
+        source: one input: a text, or ids or features where the pipeline reads those.
+        target: a text (ids, for a pipeline without target tokenizer); None for the pipeline's own answer.
+        beam_width: of that answer.
+
+    Returns:
+        AttentionScores.
+
+    Raises:
+        ValueError: there is nothing to look at: the model has one alignment only, or source or target are empty.
+
+    Example:
+
+    >>> from keras_attention.models import Pipeline, Transformer, attention_scores
+    >>> pipeline = Pipeline(Transformer.tiny(11, 11), max_length=5)
+    >>> scores = attention_scores(pipeline, [4, 5, 6], target=[7, 8])
+    >>> scores.encoder.shape, scores.cross.shape
+    ((4, 4, 3, 3), (4, 4, 2, 3))
+    """
+    source_pieces, x = _read(pipeline, source)
+    if target is None:
+        result = pipeline([source], beam_width)[0]
+        ids, target_pieces = result.target_ids, result.target_pieces
+    elif pipeline.target_tokenizer is None:
+        ids, target_pieces = list(target), []
+    else:
+        ids = pipeline.target_tokenizer.tokenize([target])[0].numpy().tolist()
+        target_pieces = [piece.decode() for piece in pipeline.target_tokenizer.pieces(np.array(ids, "int32")).numpy()]
+    if not ids:
+        raise ValueError(f"Nothing is written for {source!r}: there are no weights to look at.")
+    written = np.array([[START, *ids[:-1]]], "int32")
+    _, weights = pipeline.model({**x, "target": written}, return_attention_scores=True)
+    if not isinstance(weights, dict):
+        raise ValueError(
+            f"A {type(pipeline.model).__name__} has one alignment, Result.attention, and no layers and heads: expected "
+            "the pipeline of a Transformer."
+        )
+    stacked = {kind: np.stack([ops.convert_to_numpy(layer[0]) for layer in layers]) for kind, layers in weights.items()}
+    numbers = [str(token) for token in ids]
+    return AttentionScores(**stacked, source_pieces=source_pieces, target_pieces=target_pieces or numbers)
+
+
+def word_similarity(pipeline, word, source, other):
+    """How like a word's states in one text are to every piece's states in another, layer by layer.
+
+    Args:
+        pipeline: a Pipeline of a Transformer that reads text.
+        word: a word of `source`; where it stands more than once, the first is meant. Pieces of one word are averaged.
+        source, other: two texts.
+
+    Returns:
+        (similarity, pieces): cosines [layers + 1, S], the embeddings' first, and the S pieces of `other`.
+
+    Raises:
+        ValueError: the word does not stand in `source`, or the model has no states for each layer.
+    """
+    if pipeline.source_tokenizer is None or not hasattr(pipeline.model, "encoder_layers"):
+        raise ValueError("word_similarity expects the pipeline of a Transformer that reads text.")
+    pieces, states = _states(pipeline, source)
+    place = _find(word, pieces)
+    if place is None:
+        raise ValueError(f"The word {word!r} does not stand in {source!r}, whose pieces are {' '.join(pieces)}")
+    other_pieces, other_states = _states(pipeline, other)
+    query = _unit(states[:, place].mean(axis=1, keepdims=True))
+    return (query @ _unit(other_states).swapaxes(1, 2))[:, 0], other_pieces
+
+
+def _read(pipeline, source):
+    """(pieces, x for the model) of one input."""
+    rows = pipeline.check_inputs([source])
+    x, lengths = pipeline.read(**pipeline._batch(rows))
+    if not int(lengths[0]):
+        raise ValueError("The source is empty: there is nothing to look at.")
+    if pipeline.source_tokenizer is None:
+        ids = pipeline.source_width is None
+        return [str(label) for label in (rows[0].tolist() if ids else range(len(rows[0])))], x
+    return [piece.decode() for piece in pipeline.source_tokenizer.pieces(x["source"])[0].numpy()], x
+
+
+def _states(pipeline, text):
+    """(pieces, states [layers + 1, S, D]) of one text."""
+    pieces, x = _read(pipeline, text)
+    _, states = pipeline.model.encode(x, return_hidden_states=True)
+    return pieces, np.stack([ops.convert_to_numpy(layer[0]) for layer in states]).astype("float32")
+
+
+def _find(word, pieces):
+    """The slice of the pieces that spell a word, or None."""
+    pieces = [piece.replace("\u2581", " ") for piece in pieces]
+    for first in range(len(pieces)):
+        for last in range(first + 1, len(pieces) + 1):
+            if "".join(pieces[first:last]).strip() == word.strip() != "":
+                return slice(first, last)
+    return None
+
+
+def _unit(x):
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
