@@ -1,0 +1,74 @@
+"""Beam search beside CTranslate2's, with the same weights: the same rules give the same answers."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+from helpers import ROOT
+
+from keras_attention.models import Pipeline, Transformer
+from keras_attention.models.tokenizers import END, START
+
+pytest.importorskip("ctranslate2")
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from ctranslate2_model import SUPPRESSED, piece, to_ctranslate2
+
+SIZES = {"width": 24, "num_heads": 2, "feed_forward_units": 32, "encoder_layers": 2, "decoder_layers": 2}
+LONGEST = 9
+
+
+def batch(count, seed):
+    """Sources of 1 to 9 ids, and as targets the same ones reversed."""
+    generator = np.random.default_rng(seed)
+    source, target = np.zeros((count, LONGEST), "int32"), np.zeros((count, LONGEST + 2), "int32")
+    for row, length in enumerate(generator.integers(1, LONGEST + 1, count)):
+        ids = generator.integers(4, 15, length)
+        source[row, :length] = ids
+        target[row, : length + 2] = [START, *ids[::-1], END]
+    return source, target
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["post_norm", "pre_norm"])
+def model(request):
+    """Not quite trained: its answers differ in length and are not sure."""
+    keras.utils.set_random_seed(1)
+    model = Transformer(15, 15, normalize_first=request.param, dropout=0.0, **SIZES)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    model.compile(keras.optimizers.Adam(0.01), loss)
+    source, target = batch(6000, seed=2)
+    model.fit({"source": source, "target": target[:, :-1]}, target[:, 1:], batch_size=60, epochs=2, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("beam_width", [1, 4])
+def test_both_find_the_same_hypotheses(model, tmp_path, beam_width):
+    """CTranslate2 counts END in the length that it divides by, so hypotheses are compared before that division; and it
+    takes what it never writes out before the softmax, so that its log-probabilities are a little higher."""
+    steps, penalty = 13, 0.8
+    pipeline = Pipeline(model, length_penalty=penalty, max_length=steps, length_ratio=0.0, length_offset=steps)
+    sources = [row[row > 0].tolist() for row in batch(60, seed=3)[0]]
+    translator = to_ctranslate2(model, tmp_path / "model", inter_threads=1, intra_threads=1)
+    theirs = translator.translate_batch(
+        [[piece(token) for token in source] for source in sources],
+        beam_size=beam_width,
+        num_hypotheses=beam_width,
+        length_penalty=penalty,
+        max_decoding_length=steps,
+        return_scores=True,
+        suppress_sequences=SUPPRESSED,
+    )
+    ours = pipeline(sources, beam_width=beam_width, num_return=beam_width)
+    assert len({len(result.target_ids) for result in ours}) > 4
+    assert len({tuple(result.target_ids) for result in ours}) > 20
+    same = 0
+    for one, two in zip(ours, theirs, strict=True):
+        found = {" ".join(map(piece, each.target_ids)): each.log_probability for each in (one, *one.alternatives)}
+        expected = {
+            " ".join(pieces): score * min(len(pieces) + 1, steps) ** penalty
+            for pieces, score in zip(two.hypotheses, two.scores, strict=True)
+        }
+        if set(found) == set(expected):
+            same += 1
+            np.testing.assert_allclose([found[text] for text in expected], [*expected.values()], atol=0.02)
+    assert same >= 0.95 * len(ours), same  # some hypotheses are as probable as others
