@@ -10,6 +10,9 @@ from keras import ops
 
 # Keras keeps a layer's implicit mask on the tensor; it has no public way to read or set it.
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+from keras.src.backend.common.tensor_attributes import get_tensor_attr, set_tensor_attr
+
+ZEROED_BY = "_keras_attention_zeroed_by"  # the attribute of a tensor that holds the mask under which it is zero
 
 
 def as_mask(mask, name="mask"):
@@ -85,11 +88,17 @@ def attention_mask(query_mask=None, key_mask=None, attention_mask=None, causal=N
 
 
 def zero_masked(x, mask):
-    """Sets x [B, L, ...] to zero where mask [B, L] is False, so that not even NaN or infinity passes."""
-    if mask is None:
+    """Sets x [B, L, ...] to zero where mask [B, L] is False, so that not even NaN or infinity passes.
+
+    The mask may have further axes of x. What this function returns is not zeroed once more by the same mask: blocks and
+    the layers in them each zero what they are given.
+    """
+    if mask is None or get_tensor_attr(x, ZEROED_BY) is mask:
         return x
-    mask = ops.reshape(mask, tuple(ops.shape(mask)) + (1,) * (len(x.shape) - 2))
-    return ops.where(mask, x, ops.zeros_like(x))
+    missing = len(x.shape) - len(mask.shape)
+    zeroed = ops.where(ops.reshape(mask, (*ops.shape(mask), *(1,) * missing)), x, ops.zeros_like(x))
+    set_tensor_attr(zeroed, ZEROED_BY, mask)
+    return zeroed
 
 
 def masked_softmax(scores, mask=None):

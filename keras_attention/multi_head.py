@@ -1,5 +1,7 @@
 """Multi-head attention: Keras's layer with masks that never leak, grouped heads, positions and long sequences."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -203,7 +205,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
 
     def _projection(self, name, shape, heads, width, activation=None):
         free = "abcdefg"[: len(shape) - 1]
-        dense = keras.layers.EinsumDense(
+        dense = _Projection(
             f"{free}x,xyz->{free}yz",
             output_shape=[None] * (len(shape) - 2) + [heads, width],
             bias_axes="yz" if self.use_bias else None,
@@ -214,13 +216,24 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         dense.build(shape)
         return dense
 
+    def _make_output_dense(self, query_shape, common_kwargs, name=None):
+        free, new = "abcdefg"[: len(query_shape) - 1], self._output_shape or [query_shape[-1]]
+        made = "uvw"[: len(new)]
+        return _Projection(
+            f"{free}yz,yz{made}->{free}{made}",
+            output_shape=[None] * (len(query_shape) - 2) + list(new),
+            bias_axes=made if self.use_bias else None,
+            name=name,
+            **common_kwargs,
+        )
+
     def _build_fused(self, query_shape):
         heads = self.num_heads + 2 * self.num_key_value_heads
         options = self._get_common_kwargs_for_sublayer()
         options["kernel_initializer"] = _Parts(
             options["kernel_initializer"], [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
         )
-        self._fused_dense = keras.layers.EinsumDense(
+        self._fused_dense = _Projection(
             "abx,xyz->abyz",
             output_shape=(None, heads, self.key_dim),
             bias_axes="yz" if self.use_bias else None,
@@ -249,7 +262,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         query_mask = masks.combine_masks(padding_mask_of("query_mask", query_mask, query), masks.implicit_mask(query))
         key_mask = None if value is None else self._key_mask(value, key, value_mask, key_mask)
         attention_mask = masks.as_mask(attention_mask, "attention_mask")
-        gate = self._gate_dense(_zero_padding(query, query_mask)) if self._use_gate else None
+        gate = self._gate_dense(masks.zero_masked(query, query_mask)) if self._use_gate else None
         projected = self._project(query, value if key is None else key, value, query_mask, key_mask)
         given = query_mask, key_mask, attention_mask, use_causal_mask, training
         if cache is None:
@@ -278,15 +291,15 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         """
         if not self.fused_projection:
             return (
-                None if query is None else self._query_dense(_zero_padding(query, query_mask)),
-                None if key is None else self._key_dense(_zero_padding(key, key_mask)),
-                None if value is None else self._value_dense(_zero_padding(value, key_mask)),
+                None if query is None else self._query_dense(masks.zero_masked(query, query_mask)),
+                None if key is None else self._key_dense(masks.zero_masked(key, key_mask)),
+                None if value is None else self._value_dense(masks.zero_masked(value, key_mask)),
             )
         heads, shared = self.num_heads, self.num_key_value_heads
         used = None if query_mask is None or key_mask is None else ops.logical_or(query_mask, key_mask)
-        fused = self._fused_dense(_zero_padding(query, used))
+        fused = self._fused_dense(masks.zero_masked(query, used))
         query, key, value = fused[:, :, :heads], fused[:, :, heads : heads + shared], fused[:, :, heads + shared :]
-        return query, _zero_padding(key, key_mask), _zero_padding(value, key_mask)
+        return query, masks.zero_masked(key, key_mask), masks.zero_masked(value, key_mask)
 
     def _attend(self, query, key, value, query_mask, key_mask, attention_mask, causal, training, with_weights):
         """Context [B, T, H, Kv] and weights [B, H, T, S] (None where they are not wanted or never existed)."""
@@ -581,6 +594,28 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         return super().from_config(config)
 
 
+class _Projection(keras.layers.EinsumDense):
+    """An EinsumDense that contracts the last axes of its input, computed as a product of matrices plus a vector.
+
+    Variables and numbers are the same. On TensorFlow the gradient of a bias [H, K] takes many times longer than that of
+    a vector, and the product of matrices and the vector's addition become one operation.
+    """
+
+    def call(self, inputs, training=None):
+        read, kept = self.equation.split("->")[0].split(",")
+        contracted = sum(axis in read for axis in kept)
+        kernel = ops.convert_to_tensor(self.kernel)
+        width = math.prod(kernel.shape[:contracted])
+        x = ops.matmul(ops.reshape(inputs, (-1, width)), ops.reshape(kernel, (width, -1)))
+        if self.bias is not None:
+            x = ops.add(x, ops.reshape(self.bias, (-1,)))
+        x = ops.reshape(x, (*ops.shape(inputs)[: len(inputs.shape) - contracted], *kernel.shape[contracted:]))
+        return x if self.activation is None else self.activation(x)
+
+    def quantize(self, mode=None, type_check=True, **options):
+        super().quantize(mode, type_check=False, **options)
+
+
 class _Parts:
     """Initializes a kernel [D, heads, K] as several of fewer heads, so that each has its own fan-out."""
 
@@ -605,14 +640,6 @@ def padding_mask_of(name, mask, x):
             f"input of shape {tuple(x.shape)}"
         )
     return mask
-
-
-def _zero_padding(x, mask):
-    """`masks.zero_masked` for masks with any number of axes."""
-    if mask is None:
-        return x
-    mask = ops.reshape(mask, (*ops.shape(mask), *(1,) * (len(x.shape) - len(mask.shape))))
-    return ops.where(mask, x, ops.zeros_like(x))
 
 
 def _joined_mask(allowed, scores, query_mask, attention_mask):

@@ -7,7 +7,46 @@ from keras_attention import masks
 from keras_attention.attention import describe_call, scores_dtype
 from keras_attention.multi_head import MultiHeadAttention, padding_mask_of
 
-NORMALIZATIONS = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.RMSNormalization}
+
+@keras.saving.register_keras_serializable(package="keras_attention")
+class LayerNormalization(keras.layers.LayerNormalization):
+    """keras.layers.LayerNormalization over the last axis, with a gradient of its own on TensorFlow.
+
+    Same numbers. There the composed gradient sums those of gamma and beta over all tokens many times slower than a
+    product of matrices does; JAX and PyTorch have kernels of their own.
+    """
+
+    def call(self, inputs):
+        if keras.backend.backend() != "tensorflow" or self.gamma is None or self.beta is None:
+            return super().call(inputs)
+        x = masks.at_least_float32(inputs)
+        gamma, beta = (ops.cast(weight, x.dtype) + 0.0 for weight in (self.gamma, self.beta))
+        return ops.cast(_layer_normalization(x, gamma, beta, self.epsilon), self.compute_dtype)
+
+
+def _layer_normalization(x, gamma, beta, epsilon):
+    @ops.custom_gradient
+    def normalize(x, gamma, beta):
+        centered = x - ops.mean(x, axis=-1, keepdims=True)
+        scale = ops.rsqrt(ops.mean(ops.square(centered), axis=-1, keepdims=True) + epsilon)
+        unit = centered * scale
+
+        def backward(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            both = ops.concatenate([upstream * unit, upstream], axis=-1)
+            both = ops.reshape(both, (-1, 2 * x.shape[-1]))
+            by_gamma, by_beta = ops.split(ops.matmul(ops.ones((1, ops.shape(both)[0]), x.dtype), both)[0], 2)
+            slopes = upstream * gamma
+            mean = ops.mean(slopes, axis=-1, keepdims=True)
+            along = ops.mean(slopes * unit, axis=-1, keepdims=True)
+            return scale * (slopes - mean - unit * along), by_gamma, by_beta
+
+        return unit * gamma + beta, backward
+
+    return normalize(x, gamma, beta)
+
+
+NORMALIZATIONS = {"layer": LayerNormalization, "rms": keras.layers.RMSNormalization}
 
 
 def normalization(kind, epsilon=1e-6, **options):

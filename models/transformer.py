@@ -12,6 +12,7 @@ from keras_attention import (
     TransformerDecoderBlock,
     TransformerEncoderBlock,
 )
+from keras_attention.masks import zero_masked
 from keras_attention.transformer import normalization as normalization_layer
 
 from .token_model import TokenModel, check_input, check_source_arguments, read_source
@@ -258,6 +259,7 @@ class Transformer(TokenModel):
         """The decoder's output [B, T, D]; with `return_attention_scores`, also the weights, see the class."""
         check_input(self, x, ("source", "target"))
         states, mask, hidden, encoder_weights = self._encode(x, return_attention_scores, training)
+        states = zero_masked(states, mask)
         target = ops.convert_to_tensor(x["target"])
         real = target != PAD
         x = self._embed(self.target_embedding(target), self.target_position, training)

@@ -88,3 +88,12 @@ def test_zero_masked_stops_nan_and_infinity():
     mask = np.array([[True, False, True], [True, True, False]])
     result = to_numpy(masks.zero_masked(ops.convert_to_tensor(x), ops.convert_to_tensor(mask)))
     np.testing.assert_array_equal(result, np.where(mask[:, :, None, None], x, 0))
+
+
+def test_what_is_zeroed_is_not_zeroed_once_more_by_the_same_mask():
+    x, mask = ops.convert_to_tensor(random(2, 3, 5)), ops.convert_to_tensor([[True, False, True], [True, True, False]])
+    zeroed = masks.zero_masked(x, mask)
+    assert masks.zero_masked(zeroed, mask) is zeroed
+    other = masks.zero_masked(zeroed, ops.logical_not(mask))
+    assert other is not zeroed and not to_numpy(other).any()
+    assert masks.zero_masked(zeroed + 1, mask) is not zeroed

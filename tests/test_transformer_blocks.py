@@ -16,6 +16,7 @@ from keras_attention import (
     record_scores,
 )
 from keras_attention.masks import implicit_mask
+from keras_attention.transformer import LayerNormalization
 
 pytestmark = pytest.mark.backends
 BACKEND = keras.backend.backend()
@@ -316,6 +317,26 @@ def test_dropouts_of_one_seed_differ():
 
 
 PROJECTED = {"key": np.ones((B, S, H, 6)), "value": np.ones((B, S, H, 6)), "mask": MEMORY_MASK}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_layer_normalization_is_keras_s(dtype):
+    ours, theirs = (kind(epsilon=1e-3, dtype=dtype) for kind in (LayerNormalization, keras.layers.LayerNormalization))
+    x, upstream = random(3, 5, 7), random(3, 5, 7, seed=1)
+    found = []
+    for layer in (ours, theirs):
+        layer.build(x.shape)
+        randomize(layer)
+        output = layer(x)
+        assert keras.utils.standardize_dtype(output.dtype) == layer.compute_dtype
+        found.append([to_numpy(ops.cast(output, "float32"))])
+
+        def loss(x, layer=layer):
+            return ops.sum(ops.cast(layer(x), "float32") * upstream)
+
+        found[-1] += gradients(loss, [x], layer.trainable_weights)
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5 if dtype == "float32" else 0.03)
 
 
 def test_feed_forward_zeroes_padding():
