@@ -342,9 +342,29 @@ def _candidates(logits, log_probabilities, rows, width):
     vocabulary = logits.shape[-1]
     gained = ops.reshape(_log_probabilities(logits), (rows, width, vocabulary))
     total = ops.maximum(log_probabilities[:, :, None] + gained, NEVER)
-    values, places = ops.top_k(ops.reshape(total, (rows, width * vocabulary)), k=2 * width)
-    places = ops.cast(places, "int32")
+    values, places = _top(ops.reshape(total, (rows, width * vocabulary)), 2 * width)
     return values, places % vocabulary, places // vocabulary
+
+
+def _top(x, k):
+    """The k greatest of x [B, L] and their places, as `top_k` gives them: of equal ones the first.
+
+    They stand in the k blocks of x whose maxima are the greatest; only those blocks are sorted.
+    """
+    length, block = x.shape[1], 128
+    count = -(-length // block)
+    if count < 4 * k:
+        values, places = ops.top_k(x, k=k)
+        return values, ops.cast(places, "int32")
+    rows = ops.shape(x)[0]
+    filled = ops.pad(x, [(0, 0), (0, count * block - length)], constant_values=2 * NEVER)
+    blocks = ops.reshape(filled, (rows, count, block))
+    _, best = ops.top_k(ops.max(blocks, axis=2), k=k)
+    best = ops.sort(ops.cast(best, "int32"), axis=1)  # so that of equal numbers the first is found
+    inside = ops.reshape(ops.take_along_axis(blocks, best[:, :, None], axis=1), (rows, k * block))
+    values, places = ops.top_k(inside, k=k)
+    places = ops.cast(places, "int32")
+    return values, ops.take_along_axis(best, places // block, axis=1) * block + places % block
 
 
 def _finish(finished, done, position, values, tokens, parents, coverage, length_penalty, coverage_penalty):

@@ -9,7 +9,7 @@ import pytest
 from helpers import randomize, to_numpy
 from keras import ops
 
-from keras_attention.models import Seq2Seq, beam_search, greedy_search, sample, uniform_numbers
+from keras_attention.models import Seq2Seq, beam_search, decoding, greedy_search, sample, uniform_numbers
 from keras_attention.models.tokenizers import END, PAD, START
 
 pytestmark = pytest.mark.backends
@@ -339,3 +339,16 @@ def test_compiled_decoding_gives_the_same(attention):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(markov())
+
+
+@pytest.mark.parametrize("length", [7, 600, 6100])
+@pytest.mark.parametrize("different", [3, 10**6])
+def test_the_greatest_by_blocks_are_those_of_top_k(length, different):
+    """With few different numbers nearly all are equal to others, and the first ones count."""
+    if different < length and keras.backend.backend() == "torch":
+        pytest.skip("torch.topk does not say which of equal numbers it takes")
+    x = np.random.default_rng(length).integers(0, different, (5, length)).astype("float32")
+    values, places = decoding._top(ops.convert_to_tensor(x), 6)
+    order = np.argsort(-x, axis=1, kind="stable")[:, :6]
+    np.testing.assert_array_equal(to_numpy(places), order)
+    np.testing.assert_array_equal(to_numpy(values), np.take_along_axis(x, order, axis=1))
