@@ -46,7 +46,10 @@ def load_model(run):
     from keras_attention.models import Pipeline, Transformer
 
     if run:
-        return Pipeline.load(run).model
+        trained = Pipeline.load(run).model
+        model = Transformer.from_config({**trained.get_config(), "dtype": "float32"})
+        model.set_weights(trained.get_weights())
+        return model
     keras.utils.set_random_seed(1)
     return Transformer.tiny(9700, 9700, share_embeddings=True)
 
@@ -65,7 +68,7 @@ def saved_model(model, beam, folder, options):
 
     if not folder.exists():
         limits = {"max_length": options.steps, "length_ratio": 0.0, "length_offset": options.steps}
-        Pipeline(model, beam_width=beam, max_source_length=64, **limits).export(folder)
+        Pipeline(model, beam_width=beam, max_source_length=options.length, **limits).export(folder)
     loaded = tf.saved_model.load(folder / "1")
     signature = loaded.signatures["serving_xla"]
 

@@ -10,14 +10,15 @@ from keras_attention.multi_head import MultiHeadAttention, padding_mask_of
 
 @keras.saving.register_keras_serializable(package="keras_attention")
 class LayerNormalization(keras.layers.LayerNormalization):
-    """keras.layers.LayerNormalization over the last axis, with a gradient of its own on TensorFlow.
+    """keras.layers.LayerNormalization with a gradient of its own on TensorFlow, for the last axis.
 
     Same numbers. There the composed gradient sums those of gamma and beta over all tokens many times slower than a
     product of matrices does; JAX and PyTorch have kernels of their own.
     """
 
     def call(self, inputs):
-        if keras.backend.backend() != "tensorflow" or self.gamma is None or self.beta is None:
+        whole = list(self.axis) == [len(inputs.shape) - 1] and self.gamma is not None and self.beta is not None
+        if keras.backend.backend() != "tensorflow" or not whole:
             return super().call(inputs)
         x = masks.at_least_float32(inputs)
         gamma, beta = (ops.cast(weight, x.dtype) + 0.0 for weight in (self.gamma, self.beta))

@@ -97,11 +97,11 @@ def word_similarity(pipeline, word, source, other):
     """
     if pipeline.source_tokenizer is None or not hasattr(pipeline.model, "encoder_layers"):
         raise ValueError("word_similarity expects the pipeline of a Transformer that reads text.")
-    pieces, states = _states(pipeline, source)
-    place = _find(word, pieces)
+    pieces, x, states = _states(pipeline, source)
+    place = _find(word, x["source"][0].numpy(), pipeline.source_tokenizer)
     if place is None:
         raise ValueError(f"The word {word!r} does not stand in {source!r}, whose pieces are {' '.join(pieces)}")
-    other_pieces, other_states = _states(pipeline, other)
+    other_pieces, _, other_states = _states(pipeline, other)
     query = _unit(states[:, place].mean(axis=1, keepdims=True))
     return (query @ _unit(other_states).swapaxes(1, 2))[:, 0], other_pieces
 
@@ -119,20 +119,27 @@ def _read(pipeline, source):
 
 
 def _states(pipeline, text):
-    """(pieces, states [layers + 1, S, D]) of one text."""
+    """(pieces, x for the model, states [layers + 1, S, D]) of one text."""
     pieces, x = _read(pipeline, text)
     _, states = pipeline.model.encode(x, return_hidden_states=True)
-    return pieces, np.stack([ops.convert_to_numpy(layer[0]) for layer in states]).astype("float32")
+    return pieces, x, np.stack([ops.convert_to_numpy(layer[0]) for layer in states]).astype("float32")
 
 
-def _find(word, pieces):
-    """The slice of the pieces that spell a word, or None."""
-    pieces = [piece.replace("\u2581", " ") for piece in pieces]
-    for first in range(len(pieces)):
-        for last in range(first + 1, len(pieces) + 1):
-            if "".join(pieces[first:last]).strip() == word.strip() != "":
+def _find(word, ids, tokenizer):
+    """The slice of the ids that spell a word, or None: no letter or digit stands right before or behind it."""
+    word = _text(tokenizer, tokenizer.tokenize([word.strip()])[0].numpy())
+    until = [_text(tokenizer, ids[:end]) for end in range(len(ids) + 1)]
+    for last in range(1, len(ids) + 1):
+        for first in reversed(range(last)):
+            inside, behind = until[last][len(until[first]) :], until[-1][len(until[last]) :]
+            apart = inside[:1].isspace() or not until[first][-1:].isalnum()
+            if word and inside.strip() == word and apart and not behind[:1].isalnum():
                 return slice(first, last)
     return None
+
+
+def _text(tokenizer, ids):
+    return tokenizer.detokenize(np.array([ids], "int32")).numpy()[0].decode()
 
 
 def _unit(x):

@@ -355,12 +355,16 @@ def bpe_dropout(model, ids, dropout, seed):
 
     Raises:
         ImportError: sentencepiece is not installed. (TensorFlow is not needed.)
+        ValueError: the model is of kind "unigram".
 
     References:
         Provilkov et al. 2020, "BPE-Dropout", https://arxiv.org/abs/1910.13267
     """
     sentencepiece = _sentencepiece("BPE dropout")
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    # BPE ranks its pieces by integers, unigram by log-probabilities.
+    if any(processor.get_score(piece) % 1 for piece in range(processor.get_piece_size())):
+        raise ValueError("BPE dropout expects a SentencePiece model of kind bpe. Received: one of kind unigram.")
     sentencepiece.set_random_generator_seed(seed)
     texts = processor.decode(ids)
     return processor.encode(texts, enable_sampling=True, alpha=dropout, nbest_size=-1, num_threads=1)

@@ -31,20 +31,21 @@ def batch(count, seed):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["post_norm", "pre_norm"])
 def model(request):
-    """Not quite trained: its answers differ in length and are not sure."""
+    """Trained enough not to waste probability on what is never written."""
     keras.utils.set_random_seed(1)
     model = Transformer(15, 15, normalize_first=request.param, dropout=0.0, **SIZES)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
     model.compile(keras.optimizers.Adam(0.01), loss)
-    source, target = batch(6000, seed=2)
-    model.fit({"source": source, "target": target[:, :-1]}, target[:, 1:], batch_size=60, epochs=2, verbose=0)
+    source, target = batch(8000, seed=2)
+    model.fit({"source": source, "target": target[:, :-1]}, target[:, 1:], batch_size=80, epochs=5, verbose=0)
     return model
 
 
 @pytest.mark.parametrize("beam_width", [1, 4])
 def test_both_find_the_same_hypotheses(model, tmp_path, beam_width):
-    """CTranslate2 counts END in the length that it divides by, so hypotheses are compared before that division; and it
-    takes what it never writes out before the softmax, so that its log-probabilities are a little higher."""
+    """CTranslate2 counts END in the length that it divides by, so log-probabilities are compared, and of more than W
+    finished hypotheses it may drop another one. It takes what it never writes out before the softmax, so that its
+    log-probabilities are a little higher."""
     steps, penalty = 13, 0.8
     pipeline = Pipeline(model, length_penalty=penalty, max_length=steps, length_ratio=0.0, length_offset=steps)
     sources = [row[row > 0].tolist() for row in batch(60, seed=3)[0]]
@@ -71,4 +72,6 @@ def test_both_find_the_same_hypotheses(model, tmp_path, beam_width):
         if set(found) == set(expected):
             same += 1
             np.testing.assert_allclose([found[text] for text in expected], [*expected.values()], atol=0.02)
-    assert same >= 0.95 * len(ours), same  # some hypotheses are as probable as others
+    assert same >= 0.95 * len(ours), same
+    best = [[piece(token) for token in result.target_ids] for result in ours]
+    assert sum(one == two.hypotheses[0] for one, two in zip(best, theirs, strict=True)) >= 0.99 * len(ours)

@@ -10,7 +10,9 @@ from keras_attention.models import (
     SentencePieceTokenizer,
     Seq2Seq,
     Transformer,
+    WordPieceTokenizer,
     attention_scores,
+    inspection,
     word_similarity,
 )
 from keras_attention.training import cli, plots
@@ -98,6 +100,31 @@ def test_likeness_is_the_cosine_of_states(pipeline):
         np.testing.assert_allclose(row, cosines, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("word", "text", "found"),
+    [
+        ("Bank", "eine Bank im Garten", "Bank"),
+        ("Garten", "der Hund rennt durch den Garten.", "Garten"),
+        ("ein", "eine Bank, ein Hund", "ein"),  # not the beginning of another word
+        ("im", "schlimm im Garten", "im"),  # nor the end
+        ("und", "ein Hund", None),
+        ("Garten", "ein  Garten", "Garten"),
+        ("고양이", "한 고양이", "고양이"),  # in bytes
+    ],
+)
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_a_word_is_found_as_a_whole(word, text, found, kind):
+    learn = {"bpe": SentencePieceTokenizer.learn, "wordpiece": WordPieceTokenizer.learn}[kind]
+    tokenizer = learn([*LINES, text], 310)
+    ids = tokenizer.tokenize([text])[0].numpy()
+    place = inspection._find(word, ids, tokenizer)
+    assert (place is None) == (found is None)
+    if place is not None:
+        until = [tokenizer.detokenize([ids[:end].tolist()]).numpy()[0].decode() for end in (place.start, place.stop)]
+        assert until[1][len(until[0]) :].strip() == found
+        assert until[0] == "" or until[1][len(until[0])] == " " or not until[0][-1].isalnum()
+
+
 def test_what_cannot_be_looked_at_says_so(pipeline):
     with pytest.raises(ValueError, match="source is empty"):
         attention_scores(pipeline, "")
@@ -138,6 +165,7 @@ def test_plot_draws_them(folder, tmp_path, options):
         (["--head", "cross.0.-1"], "Received: 'cross.0.-1'"),
         (["--heads", "--positions"], "One picture at a time"),
         (["--word", "Bank"], "--word and --other belong together"),
+        (["--positions", "--beam", "2"], "--beam is for pictures of an answer"),
         (["--word", "Katze", "--other", MONEY], "'Katze' does not stand in"),
     ],
 )

@@ -277,6 +277,8 @@ def test_r_drop_refuses_what_is_not_two_copies():
     loss = MaskedCrossEntropy(r_drop=5.0)
     value, _ = loss.from_features(*[ops.convert_to_tensor(x) for x in (features[:6], matrix, bias)], y_true[:6])
     assert np.isnan(float(value))
+    with pytest.raises(ValueError, match="an even number of rows"):
+        loss.from_features(*[ops.convert_to_tensor(x) for x in (features, matrix, bias)], y_true)
     with pytest.raises(ValueError, match="models of keras_attention.models"):
         loss(y_true, plain(*[ops.convert_to_tensor(x) for x in (features, matrix, bias)]))
     with pytest.raises(ValueError, match="`r_drop` must be at least 0"):

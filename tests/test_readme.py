@@ -87,7 +87,7 @@ def test_what_to_write_instead_of_what_you_have():
             randomize(layers[0])
             layers[1].set_weights(layers[0].get_weights())
             outputs = [layer(names["q"], names["v"]) for layer in layers]
-            np.testing.assert_allclose(*outputs, atol=1e-5)
+            np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
 
 
 def test_the_seq2seq_sample_learns_saves_generates_and_exports(run, capsys):

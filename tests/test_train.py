@@ -14,7 +14,8 @@ import pytest
 import sacrebleu
 from helpers import ROOT, run_python
 
-from keras_attention.models import Pipeline, Result
+from keras_attention.models import Pipeline, Result, SentencePieceTokenizer, Transformer
+from keras_attention.models.tokenizers import bpe_dropout
 from keras_attention.training import corpus
 from keras_attention.training.callbacks import (
     Checkpoints,
@@ -27,7 +28,7 @@ from keras_attention.training.callbacks import (
 from keras_attention.training.datasets import Pairs
 from keras_attention.training.errors import InputError
 from keras_attention.training.recipes import load_recipe, resolve
-from keras_attention.training.train import read_run_recipe, train
+from keras_attention.training.train import compile_model, read_run_recipe, train
 
 SETTINGS = [
     "data.examples=200",
@@ -381,10 +382,6 @@ def test_a_transformer_with_every_option_resumes_with_the_same_history(tmp_path)
     assert loaded.source_tokenizer.model == loaded.target_tokenizer.model
     assert loaded.model.source_embedding is loaded.model.target_embedding
     assert loaded.model.compute_dtype == "float16"
-    assert metrics["weights"] in ("best", "average", "ema")
-    optimizer = read_checkpoint(out / "checkpoints" / "epoch-00002.npz")[0][len(loaded.model.variables) :]
-    steps = len(corpus.prepare(small, out).batches(small.training, 1)[0])
-    assert 3 * steps in [int(array) for array in optimizer if array.ndim == 0 and array.dtype.kind == "i"]
 
     (out / "checkpoints" / "epoch-00002.npz").unlink()
     (out / "metrics.json").unlink()
@@ -393,6 +390,36 @@ def test_a_transformer_with_every_option_resumes_with_the_same_history(tmp_path)
     again = Pipeline.load(out)
     for one, two in zip(loaded.model.weights, again.model.weights, strict=True):
         np.testing.assert_array_equal(one.numpy(), two.numpy())
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_schedules_end_with_the_training(accumulated):
+    settings = ["training.warmup_steps=4", "training.epochs=5", "training.dtype=float32"]
+    small = resolve(TRANSFORMER, [*settings, f"training.gradient_accumulation={accumulated}", "training.r_drop=0"])
+    model = Transformer(330, 330, 16, 2, 32, 1, 1)
+    compile_model(model, small, batches=20)
+    rates = [float(model.optimizer._learning_rate(step)) for step in (4, 52, 100)]
+    np.testing.assert_allclose(rates, [0.003, 0.0015, 0.0], atol=1e-5)
+    x = {name: np.full((2, 3), 5) for name in ("source", "target")}
+    for _ in range(8):
+        model.train_on_batch(x, x["target"])
+    assert int(model.optimizer._iterations) == 8 and int(model.optimizer.iterations) == 8 // accumulated
+
+
+def test_the_moving_average_is_one_of_the_candidates(tmp_path, monkeypatch):
+    small = resolve(TRANSFORMER, ["training.dtype=float32", "training.gradient_accumulation=1"])
+    small.data.folder = str(write_tsv(tmp_path / "data", words_in_order(100, 1), words_in_order(20, 2)))
+    # Of equally good ones the last is taken, which the moving average is.
+    monkeypatch.setattr("keras_attention.training.train.better", lambda monitor, value, other: False)
+    assert train(small, tmp_path / "run", say=silent)["weights"] == "ema"
+    arrays = read_checkpoint(tmp_path / "run" / "checkpoints" / "epoch-00002.npz")[0]
+    model = Pipeline.load(tmp_path / "run").model
+    count = len(model.variables)
+    for weight in model.trainable_variables:
+        same = [array for array in arrays[count:] if array.shape == tuple(weight.shape)]
+        assert any(np.allclose(array, weight.numpy(), atol=1e-7) for array in same), weight.path
+    trained = [array for array, weight in zip(arrays[:count], model.variables, strict=True) if weight.trainable]
+    assert not any(np.allclose(a, w.numpy()) for a, w in zip(trained, model.trainable_variables, strict=True))
 
 
 def test_bpe_dropout_cuts_the_same_texts_otherwise_in_every_epoch(tmp_path):
@@ -410,6 +437,24 @@ def test_bpe_dropout_cuts_the_same_texts_otherwise_in_every_epoch(tmp_path):
         assert len(cut.values) > 1.1 * len(whole.values)
         texts = found.tokenizers[0].detokenize(tf.RaggedTensor.from_row_splits(cut.values, cut.offsets)).numpy()
         assert [text.decode() for text in texts] == [source for source, _ in words_in_order(50, 1)]
+
+
+def test_bpe_dropout_is_for_bpe():
+    lines = [source for source, _ in words_in_order(50, 1)]
+    tokenizer = SentencePieceTokenizer.learn(lines, 320)
+    ids = tokenizer.tokenize(lines).to_list()
+    assert bpe_dropout(tokenizer.model, ids, 0.0, seed=1) == ids
+    with pytest.raises(ValueError, match="expects a SentencePiece model of kind bpe"):
+        bpe_dropout(SentencePieceTokenizer.learn(lines, 285, kind="unigram").model, ids, 0.1, seed=1)
+
+
+def test_pairs_that_do_not_fit_after_a_cut_keep_their_pieces(tmp_path):
+    data = write_tsv(tmp_path / "data", words_in_order(50, 1), words_in_order(5, 2))
+    small = resolve(TRANSFORMER, ["source_tokenizer.dropout=0.9", "data.max_source_length=6"])
+    small.data.folder = str(data)
+    (tmp_path / "run").mkdir()
+    source, target = corpus.prepare(small, tmp_path / "run").train(0)
+    assert len(source) == len(target) > 0 and 0 < source.lengths.max() <= 6
 
 
 def test_r_drop_s_batches_hold_every_pair_twice(tmp_path):

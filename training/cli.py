@@ -283,6 +283,8 @@ def plot(run, text, picture, beam, heads, head, positions, word, other):
         raise InputError("One picture at a time: give one of --heads, --head, --positions and --word.")
     if (word is None) != (other is None):
         raise InputError("--word and --other belong together: a word of INPUT, and the text to compare it with.")
+    if beam and (positions or word is not None):
+        raise InputError("--beam is for pictures of an answer: leave it out with --positions and --word.")
     check_picture(picture)
     pipeline = _load_reader(run)
     inputs = [text] if pipeline.source_width is None else _read_features(pipeline, [text])

@@ -224,7 +224,7 @@ def _load(recipe, folder):
 
 
 def _cut_anew(train, recipe, folder, epoch):
-    """The training pairs with the pieces that BPE dropout gives them in this epoch."""
+    """The training pairs with the pieces that BPE dropout gives them in this epoch, as far as those fit."""
     sides = []
     for number, (side, sequences) in enumerate(zip(SIDES, train, strict=True)):
         dropout = getattr(recipe, f"{side}_tokenizer").dropout
@@ -233,10 +233,11 @@ def _cut_anew(train, recipe, folder, epoch):
             model = base64.b64decode(stored["config"]["model"])
             ids = [sequences[i].tolist() for i in range(len(sequences))]
             seed = np.random.SeedSequence((recipe.seed, epoch, number)).generate_state(1)
-            sequences = TokenSequences.from_lists(bpe_dropout(model, ids, dropout, int(seed[0])))
+            longest = getattr(recipe.data, f"max_{side}_length")
+            cut = zip(bpe_dropout(model, ids, dropout, int(seed[0])), ids, strict=True)
+            sequences = TokenSequences.from_lists([new if len(new) <= longest else old for new, old in cut])
         sides.append(sequences)
-    keep, _ = filter_lengths(*sides, recipe.data.max_source_length, recipe.data.max_target_length)
-    return tuple(side.select(keep) for side in sides)
+    return tuple(sides)
 
 
 def _learn(recipe, sources, targets, of_features=False):

@@ -102,7 +102,8 @@ def blockwise_cross_entropy(
         training: whether gradients will be asked for.
         r_drop: alpha of R-Drop, for `training` only. Every row then stands in the batch twice, row b and row B/2 + b,
             for which dropout draws different masks; what their distributions p and q disagree on is added to the
-            losses of both, alpha/4 * (KL(p|q) + KL(q|p)). NaN where the two halves of y_true differ.
+            losses of both, alpha/4 * (KL(p|q) + KL(q|p)). NaN where the two halves of y_true differ, as they do where
+            replicas share a batch.
 
     Returns:
         (loss, TokenStatistics): the weighted mean, a scalar, and what metrics need.
@@ -121,7 +122,12 @@ def blockwise_cross_entropy(
     targets = ops.reshape(y_true, (-1,))
     alpha = r_drop if training else 0.0
     copies = 2 if alpha else 1
-    block -= block % copies
+    block = max(copies, block - block % copies)
+    if alpha and isinstance(y_true.shape[0], int) and y_true.shape[0] % 2:
+        raise ValueError(
+            "r_drop expects a batch that holds every row twice, so an even number of rows. Received: y_true.shape="
+            f"{tuple(y_true.shape)}; Batches(copies=2) makes such."
+        )
     count = ops.shape(targets)[0]
     features, targets, flat_weights = (_to_blocks(x, block, copies) for x in (features, targets, flat_weights))
     total_weight = ops.sum(flat_weights)

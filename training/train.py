@@ -56,11 +56,11 @@ def train(recipe, out, init=None, resume=False, say=print):
         corpus, model = _set_up(recipe, out)
         pipeline = _pipeline(model, corpus, recipe)
         texts = _text_scores(recipe, pipeline, corpus)
+        train_batches, val_batches = corpus.batches(recipe.training, recipe.seed)
     except (ValueError, OSError, ImportError):  # what a user can put right and try again under the same name
         if not resume:  # then all that stands there was written by this call
             shutil.rmtree(out, ignore_errors=True)
         raise
-    train_batches, val_batches = corpus.batches(recipe.training, recipe.seed)
     for note in corpus.notes:
         say(note)
     compile_model(model, recipe, batches=len(train_batches))
@@ -167,10 +167,11 @@ def build_model(recipe, corpus):
 def compile_model(model, recipe, batches):
     """Adam, the recipe's schedule and loss, and the metrics; `batches` is the number of an epoch's batches."""
     options = recipe.training
+    # Keras shows schedules and moving averages every batch, whether or not it makes a step.
     accumulated = options.gradient_accumulation
     average = {} if options.ema_momentum is None else {"use_ema": True, "ema_momentum": options.ema_momentum}
     optimizer = keras.optimizers.Adam(
-        _schedule(recipe, steps=batches * options.epochs // accumulated),
+        _schedule(recipe, steps=batches * options.epochs),
         beta_2=options.beta_2,
         clipnorm=options.clipnorm,
         gradient_accumulation_steps=accumulated if accumulated > 1 else None,

@@ -108,12 +108,12 @@ class Training:
     dtype: str = "float32"  # mixed_bfloat16 and mixed_float16 are for hardware that computes in 16 bits
     learning_rate: float = 0.001  # of noam: its factor
     schedule: str = "constant"
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # counted in batches
     beta_2: float = 0.999  # of Adam; the Transformer's paper takes 0.98
     clipnorm: float | None = 1.0
     label_smoothing: float = 0.0
     r_drop: float = 0.0  # weight of R-Drop, which runs every pair twice; its paper translates with 5
-    ema_momentum: float | None = None  # of an exponential moving average of the weights; 0.999 is usual
+    ema_momentum: float | None = None  # of an average of the weights that moves at every batch; 0.999 is usual
     monitor: str = "val_exact_match"  # what chooses the best checkpoint and stops early
     patience: int = 0  # epochs without a better one before training stops; 0: never
     average: int = 1  # how many of the last checkpoints are averaged
@@ -315,8 +315,8 @@ def _check_choices(recipe, where):
         if tokenizer.dropout and (tokenizer.kind != "bpe" or recipe.data.task):
             what = f"data.task={recipe.data.task}" if recipe.data.task else f"{side}_tokenizer.kind={tokenizer.kind}"
             raise InputError(
-                f"{where}: {side}_tokenizer.dropout is for pieces of the kind bpe and for texts of files. Received: "
-                f"{what}"
+                f"{where}: {side}_tokenizer.dropout={tokenizer.dropout} is for pieces of the kind bpe and for texts of "
+                f"files. Received: {what}; give --set {side}_tokenizer.dropout=0."
             )
     columns = recipe.data.columns
     if [type(column) for column in columns] != [int, int] or min(columns) < 1 or columns[0] == columns[1]:
