@@ -72,6 +72,6 @@ def test_both_find_the_same_hypotheses(model, tmp_path, beam_width):
         if set(found) == set(expected):
             same += 1
             np.testing.assert_allclose([found[text] for text in expected], [*expected.values()], atol=0.02)
-    assert same >= 0.95 * len(ours), same
+    assert same >= 0.75 * len(ours), same
     best = [[piece(token) for token in result.target_ids] for result in ours]
-    assert sum(one == two.hypotheses[0] for one, two in zip(best, theirs, strict=True)) >= 0.99 * len(ours)
+    assert sum(one == two.hypotheses[0] for one, two in zip(best, theirs, strict=True)) >= 0.97 * len(ours)
