@@ -199,27 +199,28 @@ def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, alph
 
     def advance(number, statistics, by_features, by_matrix, by_bias):
         x, target, weight = (ops.take(part, number, axis=0) for part in in_blocks)
-        logits = ops.cast(ops.matmul(x, ops.transpose(table)), "float32") + biases  # [block, V]
-        best = ops.cast(ops.argmax(logits, axis=-1), target.dtype)
-        both = ops.take_along_axis(logits, ops.stack([best, target], axis=-1), axis=-1)
-        exponentials = ops.exp(logits - both[:, :1])
-        normalizer = ops.sum(exponentials, axis=-1)
-        nll = ops.log(normalizer) + both[:, 0] - both[:, 1]
-        apart, slopes, share = ops.zeros_like(nll), exponentials, (weight / normalizer)[:, None]
+        # `add` of a vector and `softmax` are one operation each with what stands before them.
+        logits = ops.add(ops.cast(ops.matmul(x, ops.transpose(table)), "float32"), biases)  # [block, V]
+        slopes = ops.softmax(logits, axis=-1)
+        best = ops.cast(ops.argmax(logits, axis=-1), target.dtype)[:, None]
+        log_probability = ops.log(ops.take_along_axis(slopes, best, axis=-1)[:, 0])  # of the best
+        both = ops.take_along_axis(logits, ops.concatenate([best, target[:, None]], axis=-1), axis=-1)
+        nll = both[:, 0] - both[:, 1] - log_probability
+        apart, share = ops.zeros_like(nll), weight[:, None]
         if alpha:
-            apart, slopes = _disagreement(logits, exponentials / normalizer[:, None])
+            apart, by_apart = _disagreement(logits, slopes)
             both_weights = ops.tile(sum(ops.split(weight, 2)), 2)
-            slopes = exponentials * share + 0.25 * alpha * both_weights[:, None] * slopes
+            slopes = slopes * share + 0.25 * alpha * both_weights[:, None] * by_apart
             share = ops.ones_like(share)
-        found = ops.stack([nll, ops.cast(best == target, "float32"), both[:, 1], apart])
+        found = ops.stack([nll, ops.cast(best[:, 0] == target, "float32"), both[:, 1], apart])
         statistics = ops.scatter_update(statistics, [[number]], found[None])
         if with_gradients:
-            exponentials = ops.cast(slopes, compute_dtype)
-            gradient = ops.cast(ops.matmul(exponentials, table), "float32") * share
+            slopes = ops.cast(slopes, compute_dtype)
+            gradient = ops.cast(ops.matmul(slopes, table), "float32") * share
             by_features = ops.scatter_update(by_features, [[number]], gradient[None])
             scaled = ops.cast(ops.cast(x, "float32") * share, compute_dtype)
-            by_matrix = by_matrix + ops.cast(ops.matmul(ops.transpose(exponentials), scaled), "float32")
-            by_bias = by_bias + ops.matmul(ops.transpose(share), ops.cast(exponentials, "float32"))[0]
+            by_matrix = by_matrix + ops.cast(ops.matmul(ops.transpose(slopes), scaled), "float32")
+            by_bias = by_bias + ops.matmul(ops.transpose(share), ops.cast(slopes, "float32"))[0]
         after = _after(number + 1, statistics, by_features, by_matrix, by_bias)
         return after, statistics, by_features, by_matrix, by_bias
 
