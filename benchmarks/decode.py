@@ -86,7 +86,8 @@ def show(batch, beam, ours, translator, ids, options):
     names = [[piece(token) for token in row] for row in ids]
 
     def theirs():
-        given = {"beam_size": beam, "max_decoding_length": options.steps, "suppress_sequences": SUPPRESSED}
+        given = {"beam_size": beam, "max_decoding_length": options.steps, "min_decoding_length": 0}
+        given |= {"suppress_sequences": SUPPRESSED}
         return [result.hypotheses[0] for result in translator.translate_batch(names, **given)]
 
     calls = {"ours": lambda: ours(ids), "theirs": theirs}

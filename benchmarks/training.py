@@ -75,12 +75,16 @@ def keras_model(vocabulary, dropout, dtype, width=128, heads=4, units=256, depth
 
     keras.config.set_dtype_policy(dtype)
     embedding = layers.Embedding(vocabulary, width, mask_zero=True)
+    embedding.build((None, None))
     places = np_positions(512, width)
 
     class Embed(layers.Layer):
         def call(self, ids):
             x = embedding(ids) * width**0.5
             return x + ops.cast(places[: ops.shape(ids)[1]], x.dtype)
+
+        def compute_output_shape(self, shape):
+            return (*shape, width)
 
     class Output(layers.Layer):
         def call(self, x):

@@ -312,7 +312,7 @@ def _draw_heads(pipeline, given, head, beam):
         return plot_heads(scores), said
     kind, *place = head.split(".")
     try:
-        weights = getattr(scores, {"encoder": "encoder", "decoder": "decoder", "cross": "cross"}[kind])
+        weights = dict(_kinds(scores))[kind]
         layer, number = (int(index) for index in place)
         if min(layer, number) < 0:
             raise ValueError
