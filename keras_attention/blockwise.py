@@ -399,7 +399,7 @@ def _forward(grid, query, key, value, bias=None):
     def advance(i, *buffers):
         found = _forward_row(grid, i, grid.query(query, i), key, value, bias)
         buffers = [ops.scatter_update(x, [[i]], new[None]) for x, new in zip(buffers, found, strict=True)]
-        return _after(i + 1, *buffers), *buffers
+        return _after(i + 1, buffers[0]), *buffers
 
     shape, dtype = ops.shape(query)[:-1], keras.backend.result_type(query.dtype, "float32")
     start = [ops.zeros((*shape, width), dtype=dtype) for width in (value.shape[-1], 1)]
@@ -413,9 +413,10 @@ def _forward_row(grid, i, query, key, value, bias):
     def advance(j, context, normalizer):
         k, v = (at_least_float32(ops.take(x, j, axis=0)) for x in (key, value))
         weights, new = _softmax(grid.scores(i, j, query, k, bias))
-        both = ops.logaddexp(normalizer, new)
-        context = context * ops.exp(normalizer - both) + ops.matmul(weights, v) * ops.exp(new - both)
-        return _after(j + 1, context, both), context, both
+        share = ops.sigmoid(new - normalizer)  # of this block
+        context = context * (1 - share) + ops.matmul(weights, v) * share
+        both = ops.maximum(normalizer, new) + ops.softplus(-ops.abs(new - normalizer))
+        return _after(j + 1, context), context, both
 
     shape = ops.shape(query)[:-1]
     start = ops.zeros((*shape, value.shape[-1]), query.dtype), ops.full((*shape, 1), LOWEST, query.dtype)
@@ -437,7 +438,7 @@ def _backward(grid, upstream, context, normalizer, query, key, value, bias=None)
         row = [ops.take(x, i, axis=0) for x in (upstream, context, normalizer)]
         found, *others = _backward_row(grid, i, row, others, grid.query(query, i), key, value, bias)
         by_query = ops.scatter_update(by_query, [[i]], found[None] * grid.scale)
-        return _after(i + 1, by_query, *others), by_query, *others
+        return _after(i + 1, by_query), by_query, *others
 
     start = [ops.zeros(ops.shape(x), dtype=context.dtype) for x in (query, key, value)]
     start += [] if bias is None else [grid.bias.start(bias)]
@@ -455,27 +456,23 @@ def _backward_row(grid, i, row, buffers, query, key, value, bias):
 
     def advance(j, by_query, by_key, by_value, *by_bias):
         k, v = (at_least_float32(ops.take(x, j, axis=0)) for x in (key, value))
-        weights, of_block = _softmax(grid.scores(i, j, query, k, bias))
-        part = ops.exp(of_block - normalizer)  # this block's part of a row's weights
-        by_context = upstream * part
-        by_scores = weights * (ops.einsum("bgiv,bgjv->bgij", by_context, v) - mean * part)
+        weights = ops.exp(grid.scores(i, j, query, k, bias) - normalizer)
+        by_scores = weights * (ops.einsum("bgiv,bgjv->bgij", upstream, v) - mean)
         by_query = by_query + ops.matmul(by_scores, k)
-        found = ops.einsum("bgij,bgik->bgjk", by_scores, query), ops.einsum("bgij,bgiv->bgjv", weights, by_context)
+        found = ops.einsum("bgij,bgik->bgjk", by_scores, query), ops.einsum("bgij,bgiv->bgjv", weights, upstream)
         by_key = ops.scatter_update(by_key, [[j]], found[0][None], reduction="add")
         by_value = ops.scatter_update(by_value, [[j]], found[1][None], reduction="add")
         if by_bias:
             batch, rows, columns = ops.shape(query)[0], grid.rows.size, grid.columns.size
             by_bias = [grid.bias.add(*by_bias, i, j, ops.reshape(by_scores, (batch, -1, rows, columns)))]
-        buffers = by_query, by_key, by_value, *by_bias
-        return _after(j + 1, *buffers), *buffers
+        return _after(j + 1, by_value), by_query, by_key, by_value, *by_bias
 
     return ops.while_loop(lambda j, *_: j < end, advance, (first, ops.zeros_like(query), *buffers))[1:]
 
 
-def _after(value, *others):
-    """The value, once the others are there: TensorFlow would compute several blocks at a time."""
+def _after(value, other):
+    """The value, once the other is there: TensorFlow would compute several blocks at a time."""
     if keras.backend.backend() != "tensorflow":
         return value
     # keras.ops has no control dependency: a choice between the value and itself cannot be made before it is known.
-    first = ops.stack([ops.sum(ops.reshape(x, (-1,))[:1]) for x in others])
-    return ops.where(ops.any(ops.isfinite(first)), value, value)
+    return ops.where(ops.isfinite(ops.reshape(other, (-1,))[0]), value, value)

@@ -541,7 +541,10 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         query = masks.at_least_float32(query) * self._inverse_sqrt_key_dim
         key = masks.at_least_float32(key)
         if self.num_key_value_heads == self.num_heads:
-            return ops.einsum(self._dot_product_equation, key, query)
+            # Keras's equation names the key first; so computed, TensorFlow transposes the scores afterwards.
+            inputs, output = self._dot_product_equation.split("->")
+            keys, queries = inputs.split(",")
+            return ops.einsum(f"{queries},{keys}->{output}", query, key)
         grouped = ops.einsum("btgrk,bsgk->bgrts", self._grouped(query), key)
         shape = ops.shape(grouped)
         return ops.reshape(grouped, (shape[0], self.num_heads, *shape[3:]))
