@@ -1,25 +1,54 @@
 """Keys and values that are kept from step to step, and those that all hypotheses of a sentence share.
 
-A cache is a dict. Its own part, {"key": [N, L, G, K], "value": [N, L, G, Kv], "mask": [N, L]}, has room for L tokens of
-each of N hypotheses and grows by those of every call. Its "prefix", {"key": [B, P, G, K], "value": [B, P, G, Kv],
+A cache is a dict. Its own part, {"key": [N, G, L, K], "value": [N, G, L, Kv], "mask": [N, L]}, has room for L tokens of
+each of N hypotheses and grows by those of every call. Its "prefix", {"key": [B, G, P, K], "value": [B, G, P, Kv],
 "mask": [B, P]}, is read only and shared by the W = N / B hypotheses of each row b, which are b W, ..., b W + W - 1: the
 memory of an encoder, or a prompt. Either may be missing. The masks are True where a token stands.
+
+The heads stand before the tokens, unlike in the layers' inputs, so that a step reads keys and values as they lie.
 """
 
+import contextlib
+import contextvars
 import operator
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 PARTS = ("key", "value", "mask")
+LOWEST = float(np.finfo("float32").min)
+_compiled = contextvars.ContextVar("compiled", default=False)
 
 
-def empty(batch_size, max_length, key_shape, value_shape, dtype):
-    """The own part of a cache without any token yet: room for max_length of them, [N, L, *shape]."""
+@contextlib.contextmanager
+def compiled():
+    """Within it, steps are computed in ways that XLA is fast at. For what XLA compiles, and for nothing else.
+
+    Caches are written by `ops.slice_update`, which XLA does in place (and which on TensorFlow runs only with XLA), and
+    `laid_out` lays out a matrix.
+    """
+    token = _compiled.set(True)
+    try:
+        yield
+    finally:
+        _compiled.reset(token)
+
+
+def laid_out(matrix):
+    """A reshaped matrix as a value of its own, which XLA computes once, before a loop.
+
+    It multiplies one row by a matrix that is merely reshaped number by number, five times more slowly.
+    """
+    return ops.maximum(matrix, LOWEST) if _compiled.get() else matrix
+
+
+def empty(batch_size, max_length, heads, key_dim, value_dim, dtype):
+    """The own part of a cache without any token yet: room for max_length of them."""
     return {
-        "key": ops.zeros((batch_size, max_length, *key_shape), dtype=dtype),
-        "value": ops.zeros((batch_size, max_length, *value_shape), dtype=dtype),
+        "key": ops.zeros((batch_size, heads, max_length, key_dim), dtype=dtype),
+        "value": ops.zeros((batch_size, heads, max_length, value_dim), dtype=dtype),
         "mask": ops.zeros((batch_size, max_length), dtype="bool"),
     }
 
@@ -29,40 +58,45 @@ def write(cache, key, value, mask, index):
 
     Args:
         cache: what `empty` or this function returned.
-        key, value: of the new tokens, [N, T, G, K] and [N, T, G, Kv].
+        key, value: of the new tokens, [N, G, T, K] and [N, G, T, Kv].
         mask: [N, T], False at padding, or None.
         index: an integer or a scalar tensor.
     """
-    length = ops.shape(key)[1]
-    mask = ops.ones((1, 1), dtype="bool") if mask is None else mask
-    places = ops.arange(ops.shape(cache["key"])[1]) - index
-    new = dict(zip(PARTS, (key, value, ops.broadcast_to(mask, ops.shape(key)[:2])), strict=True))
-    written = {name: _put(cache[name], new[name], places) for name in PARTS}
-    written["mask"] = ops.logical_and(written["mask"], (places < length)[None])
-    return written
+    count, _, length, _ = ops.shape(key)
+    places = ops.arange(ops.shape(cache["mask"])[1]) - index
+    mask = ops.broadcast_to(ops.ones((1, 1), dtype="bool") if mask is None else mask, (count, length))
+    mask = ops.logical_and(_put(cache["mask"], mask, places, axis=1), (places < length)[None])
+    if _compiled.get():
+        zero = ops.zeros((), "int32")
+        start = ops.stack([zero, zero, ops.cast(index, "int32"), zero])
+        put = lambda old, new: ops.slice_update(old, start, ops.cast(new, old.dtype))  # noqa: E731
+    else:
+        put = lambda old, new: _put(old, new, places, axis=2)  # noqa: E731
+    return {"key": put(cache["key"], key), "value": put(cache["value"], value), "mask": mask}
 
 
 def fits(cache, length, index):
     """Whether the own part has room for `length` tokens at the place `index`, a boolean or a scalar tensor."""
-    room = ops.shape(cache["key"])[1]
+    room = ops.shape(cache["mask"])[1]
     if isinstance(index, int):
         return index + length <= room if index >= 0 else False
     return ops.logical_and(index >= 0, index + length <= room)
 
 
-def _put(old, new, places):
-    """`old` [N, L, ...] with new[:, places] where 0 <= places < T, by a `where`, which runs plain and compiled."""
-    length = ops.shape(new)[1]
+def _put(old, new, places, axis):
+    """`old` with new[places] along an axis where 0 <= places < T, by a `where`, which runs plain and compiled."""
+    length = ops.shape(new)[axis]
     inside = ops.logical_and(places >= 0, places < length)
-    if new.shape[1] != 1:  # a single token is broadcast
-        new = ops.take(new, ops.clip(places, 0, length - 1), axis=1)
-    return ops.where(ops.reshape(inside, (1, -1, *[1] * (len(old.shape) - 2))), ops.cast(new, old.dtype), old)
+    if new.shape[axis] != 1:  # a single token is broadcast
+        new = ops.take(new, ops.clip(places, 0, length - 1), axis=axis)
+    inside = ops.reshape(inside, (1,) * axis + (-1,) + (1,) * (len(old.shape) - axis - 1))
+    return ops.where(inside, ops.cast(new, old.dtype), old)
 
 
 class Part(NamedTuple):
     """Tokens that are attended: a prefix, or a hypothesis's own."""
 
-    key: Any  # [N, L, G, K], or [B, L, G, K] where it is shared
+    key: Any  # [N, G, L, K], or [B, G, L, K] where it is shared
     value: Any
     mask: Any  # [N, L]
     positions: Any  # [1, L], or [N, L] where they differ by row
@@ -90,10 +124,10 @@ def parts(own, prefix, start, query):
     found = []
     if prefix is not None:
         shared = prefix["key"].shape[0] is None or prefix["key"].shape[0] != query.shape[0]
-        positions = ops.arange(ops.shape(prefix["key"])[1])[None]
+        positions = ops.arange(ops.shape(prefix["key"])[2])[None]
         found.append(Part(prefix["key"], prefix["value"], _for_hypotheses(prefix["mask"], query), positions, shared))
     if own:
-        found.append(Part(**own, positions=ops.arange(ops.shape(own["key"])[1])[None] + start, shared=False))
+        found.append(Part(**own, positions=ops.arange(ops.shape(own["key"])[2])[None] + start, shared=False))
     return found
 
 
@@ -109,26 +143,29 @@ def _beam(count, batch):
     return count // (max(batch, 1) if isinstance(batch, int) else ops.maximum(batch, 1))
 
 
-def by_row(query, batch):
-    """Queries [N, T, H, K] as those of rows, [B, W * T, H, K]: hypotheses are further query positions."""
-    count, length, *heads = ops.shape(query)
-    return ops.reshape(query, (batch, _beam(count, batch) * length, *heads))
+def by_key(x, part):
+    """x [N, H, T, width] as [N, G, R * T, width]: query heads that share a key are further query positions.
+
+    Where the part is shared, so are the W hypotheses of a row: [B, G, W * R * T, width].
+    """
+    count, heads, length, width = ops.shape(x)
+    groups, beam = part.key.shape[1], 1
+    length = heads // groups * length
+    if part.shared:
+        batch = ops.shape(part.key)[0]
+        beam = _beam(count, batch)
+        x = ops.swapaxes(ops.reshape(x, (batch, beam, groups, length, width)), 1, 2)
+        count = batch
+    return ops.reshape(x, (count, groups, beam * length, width))
 
 
-def weights_by_row(weights, batch):
-    """Weights [N, H, T, L] as [B, H, W * T, L]."""
-    count, heads, length, places = ops.shape(weights)
-    beam = _beam(count, batch)
-    weights = ops.transpose(ops.reshape(weights, (batch, beam, heads, length, places)), (0, 2, 1, 3, 4))
-    return ops.reshape(weights, (batch, heads, beam * length, places))
-
-
-def scores_by_hypothesis(scores, query):
-    """Scores [B, H, W * T, L] of the queries [N, T, H, K] as [N, H, T, L]."""
-    batch, heads, _, places = ops.shape(scores)
-    count, length = ops.shape(query)[:2]
-    scores = ops.reshape(scores, (batch, heads, _beam(count, batch), length, places))
-    return ops.reshape(ops.transpose(scores, (0, 2, 1, 3, 4)), (count, heads, length, places))
+def by_query(x, part, count, heads, length):
+    """What `by_key` made, of any width, as [N, H, T, width] again."""
+    batch, groups, _, width = ops.shape(x)
+    if part.shared:
+        x = ops.reshape(x, (batch, groups, _beam(count, batch), heads // groups * length, width))
+        x = ops.swapaxes(x, 1, 2)
+    return ops.reshape(x, (count, heads, length, width))
 
 
 def as_index(index):
@@ -166,31 +203,39 @@ def check(layer, cache, index, query, key, value):
             f"{type(layer).__name__} with a cache expects new tokens that attend to themselves and those before, "
             f"layer(x, x, cache=...). Received: heads of query {tuple(query.shape)} and of key {tuple(key.shape)}"
         )
-    room, length = cache["key"].shape[1] if own else None, query.shape[1]
+    if own:
+        _check_part(layer, "cache", cache, query.shape[0])
+    if "prefix" in cache:
+        _check_part(layer, "prefix", cache["prefix"], query.shape[0])
+    room, length = cache["mask"].shape[1] if own else None, query.shape[1]
     if isinstance(index, int) and None not in (room, length) and not fits(cache, length, index):
         raise ValueError(
             f"The cache has room for {room} tokens. Received: {length} more at cache_update_index={index}; make it "
             "with a greater max_length."
         )
-    if own:
-        _check_part(layer, "cache", cache, query.shape[0])
-    if "prefix" in cache:
-        _check_part(layer, "prefix", cache["prefix"], query.shape[0])
 
 
 def _check_part(layer, name, part, batch):
     shapes = {name: tuple(part[name].shape) for name in PARTS if name in part}
     heads = layer.num_key_value_heads
-    expected = {"key": (heads, layer.key_dim), "value": (heads, layer.value_dim), "mask": ()}
-    if {name: shape[2:] for name, shape in shapes.items()} != expected or len({s[:2] for s in shapes.values()}) > 1:
+    rows, room = shapes["mask"] if len(shapes.get("mask", ())) == 2 else (-1, -1)
+    key, value = ((rows, heads, room, width) for width in (layer.key_dim, layer.value_dim))
+    expected = {"key": key, "value": value, "mask": (rows, room)}
+    if any(not _equal(shapes.get(name, ()), shape) for name, shape in expected.items()):
         raise ValueError(
-            f"{type(layer).__name__} expects a {name} of key [batch, length, {heads}, {layer.key_dim}], value "
-            f"[batch, length, {heads}, {layer.value_dim}] and mask [batch, length]. Received: {shapes}"
+            f"{type(layer).__name__} expects a {name} of key [batch, {heads}, length, {layer.key_dim}], value "
+            f"[batch, {heads}, length, {layer.value_dim}] and mask [batch, length]. Received: {shapes}"
         )
-    rows = shapes["key"][0]
     wrong = rows != batch if name == "cache" else rows and batch and batch % rows
     if None not in (rows, batch) and wrong:
         raise ValueError(
             f"{type(layer).__name__} expects a cache with the query's number of rows, and a prefix with a divisor of "
             f"it. Received: a {name} of {rows} rows, a query of {batch}"
         )
+
+
+def _equal(shape, expected):
+    """Whether two shapes are the same as far as both are known."""
+    return len(shape) == len(expected) and all(
+        None in pair or pair[0] == pair[1] for pair in zip(shape, expected, strict=True)
+    )

@@ -380,8 +380,8 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
 
     def initial_cache(self, batch_size, max_length):
         """An empty cache for `max_length` tokens of each of `batch_size` sequences (or hypotheses)."""
-        shapes = (self.num_key_value_heads, self.key_dim), (self.num_key_value_heads, self.value_dim)
-        return caches.empty(batch_size, max_length, *shapes, self.compute_dtype)
+        sizes = self.num_key_value_heads, self.key_dim, self.value_dim
+        return caches.empty(batch_size, max_length, *sizes, self.compute_dtype)
 
     def project_memory(self, value, key=None, value_mask=None, key_mask=None):
         """Keys and values of a memory [B, S, D], projected once: the "prefix" of caches. The layer must be built."""
@@ -394,7 +394,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         mask = self._key_mask(value, key, value_mask, key_mask)
         _, keys, values = self._project(None, value if key is None else key, value, None, mask)
         mask = ops.ones(ops.shape(keys)[:2], dtype="bool") if mask is None else mask
-        return {"key": self._rotate(keys), "value": values, "mask": mask}
+        return {"key": ops.swapaxes(self._rotate(keys), 1, 2), "value": ops.swapaxes(values, 1, 2), "mask": mask}
 
     def _attend_cached(self, cache, index, projected, query_mask, key_mask, attention_mask, causal, training):
         """Context [N, T, H, Kv], weights [N, H, T, P + L] and the cache with the new tokens ({} if it takes none).
@@ -414,35 +414,34 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         own, whole = {}, True
         if "key" in cache:
             whole = caches.fits(cache, ops.shape(key)[1], index)
-            own = caches.write(cache, self._rotate(key, positions), value, key_mask, index)
+            key, value = (ops.swapaxes(x, 1, 2) for x in (self._rotate(key, positions), value))
+            own = caches.write(cache, key, value, key_mask, index)
         parts = caches.parts(own, cache.get("prefix"), start, query)
-        query = self._rotate(query, positions)
-        scores = [self._biased(self._part_scores(query, part), positions, part.positions) for part in parts]
+        query = masks.at_least_float32(self._rotate(query, positions)) * self._inverse_sqrt_key_dim
+        scores = [self._part_scores(ops.swapaxes(query, 1, 2), part) for part in parts]
+        scores = [self._biased(x, positions, part.positions) for x, part in zip(scores, parts, strict=True)]
         allowed = [self._allowed(part, positions, causal) for part in parts]
         mask = _joined_mask(allowed, scores, query_mask, attention_mask)
         weights = masks.masked_softmax(ops.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], mask)
         recording.record(self, weights)
-        kept, context = self._dropped(weights, query, training), 0
+        kept, context = self._dropped(weights, parts[0].value, training), 0
         for part in parts:
-            length = ops.shape(part.key)[1]
-            context = context + self._part_context(kept[..., :length], part, ops.shape(query))
+            length = ops.shape(part.key)[2]
+            context = context + self._part_context(kept[..., :length], part)
             kept = kept[..., length:]
         context = context if whole is True else ops.where(whole, context, float("nan"))
-        return context, weights, {**cache, **own} if own else {}
+        return ops.swapaxes(context, 1, 2), weights, {**cache, **own} if own else {}
 
     def _part_scores(self, query, part):
-        """Scores [N, H, T, L] of a part of a cache."""
-        if not part.shared:
-            return self._scores(query, part.key)
-        scores = self._scores(caches.by_row(query, ops.shape(part.key)[0]), part.key)
-        return caches.scores_by_hypothesis(scores, query)
+        """Scores [N, H, T, L] of scaled queries [N, H, T, K] and a part of a cache."""
+        key = masks.at_least_float32(part.key)
+        scores = ops.einsum("bgtk,bglk->bgtl", caches.by_key(query, part), key)
+        return caches.by_query(scores, part, *ops.shape(query)[:3])
 
-    def _part_context(self, weights, part, shape):
-        """What weights [N, H, T, L] take from a part, [N, T, H, Kv]; `shape` is that of the queries."""
-        if not part.shared:
-            return self._context(weights, part.value)
-        context = self._context(caches.weights_by_row(weights, ops.shape(part.key)[0]), part.value)
-        return ops.reshape(context, (*shape[:3], self.value_dim))
+    def _part_context(self, weights, part):
+        """What weights [N, H, T, L] take from a part, [N, H, T, Kv]."""
+        context = ops.matmul(caches.by_key(weights, part), part.value)
+        return caches.by_query(context, part, *ops.shape(weights)[:3])
 
     def _allowed(self, part, positions, causal):
         """Which tokens of a part each query may attend to, [N, 1 or T, L]."""
@@ -609,10 +608,11 @@ class _Projection(keras.layers.EinsumDense):
         contracted = sum(axis in read for axis in kept)
         kernel = ops.convert_to_tensor(self.kernel)
         width = math.prod(kernel.shape[:contracted])
-        x = ops.matmul(ops.reshape(inputs, (-1, width)), ops.reshape(kernel, (width, -1)))
+        kernel = caches.laid_out(ops.reshape(kernel, (width, -1)))
+        x = ops.matmul(ops.reshape(inputs, (-1, width)), kernel)
         if self.bias is not None:
             x = ops.add(x, ops.reshape(self.bias, (-1,)))
-        x = ops.reshape(x, (*ops.shape(inputs)[: len(inputs.shape) - contracted], *kernel.shape[contracted:]))
+        x = ops.reshape(x, (*ops.shape(inputs)[: len(inputs.shape) - contracted], *self.kernel.shape[contracted:]))
         return x if self.activation is None else self.activation(x)
 
     def quantize(self, mode=None, type_check=True, **options):

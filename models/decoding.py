@@ -11,6 +11,7 @@ Rules (those of CTranslate2): log-probabilities are the model's own; PAD and STA
 A length counts pieces without END; `max_length` counts steps, so END needs one of them.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import keras
@@ -21,6 +22,7 @@ from .tokenizers import END, PAD, START
 
 NEVER = -1e30  # stands for a log-probability of minus infinity, without its NaNs
 POSSIBLE = -1e29
+BLOCK = 128  # how many logits are looked at together in search of the greatest
 
 
 class Hypotheses(NamedTuple):
@@ -89,8 +91,8 @@ def sample(
         choose = _most_probable
     else:
 
-        def choose(log_probabilities, position):
-            return _draw(log_probabilities, ops.take(uniforms, position, axis=1), temperature, top_k, top_p)
+        def choose(logits, position):
+            return _draw(logits, ops.take(uniforms, position, axis=1), temperature, top_k, top_p)
 
     return _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose)
 
@@ -128,8 +130,21 @@ def uniform_numbers(seed, rows, max_length, num_samples=1, first_row=0):
     return ops.convert_to_tensor(np.stack([g.random(max_length, dtype="float32") for g in generators]))
 
 
-def _most_probable(log_probabilities, position):
-    return ops.cast(ops.argmax(log_probabilities, axis=-1), "int32")
+def _most_probable(logits, position):
+    """Token [N] with the greatest logit, of equal ones the first: that of the best block."""
+    blocks = _blocks(logits, 4 * BLOCK)
+    best = ops.argmax(ops.max(blocks, axis=2), axis=1)[:, None]
+    place = ops.argmax(ops.take_along_axis(blocks, best[:, :, None], axis=1)[:, 0], axis=1)
+    return ops.cast(best[:, 0] * blocks.shape[2] + place, "int32")
+
+
+def _blocks(logits, least):
+    """Logits [N, V] in blocks [N, C, BLOCK], or, where V is less than `least`, each for itself, [N, V, 1]."""
+    vocabulary = logits.shape[-1]
+    block = BLOCK if vocabulary >= least else 1
+    count = -(-vocabulary // block)
+    logits = ops.pad(logits, [(0, 0), (0, count * block - vocabulary)], constant_values=2 * NEVER)
+    return ops.reshape(logits, (ops.shape(logits)[0], count, block))
 
 
 def _check_sampling(temperature, top_k, top_p):
@@ -141,10 +156,10 @@ def _check_sampling(temperature, top_k, top_p):
         raise ValueError(f"sample expects top_p above 0 and at most 1, or None. Received: top_p={top_p}")
 
 
-def _draw(log_probabilities, uniform, temperature, top_k, top_p):
+def _draw(logits, uniform, temperature, top_k, top_p):
     """Token [N] where the cumulated probabilities, most probable first, pass uniform [N]."""
-    vocabulary = log_probabilities.shape[-1]
-    values, tokens = ops.top_k(log_probabilities / temperature, k=vocabulary)
+    vocabulary = logits.shape[-1]
+    values, tokens = ops.top_k(logits / temperature, k=vocabulary)
     kept = values > POSSIBLE / temperature
     if top_k is not None:
         kept = ops.logical_and(kept, ops.arange(vocabulary) < top_k)
@@ -159,15 +174,20 @@ def _draw(log_probabilities, uniform, temperature, top_k, top_p):
     return ops.cast(ops.take_along_axis(tokens, place[:, None], axis=-1)[:, 0], "int32")
 
 
-def _log_probabilities(logits):
-    """The model's own, in float32, with PAD and START excluded afterwards."""
-    log_probabilities = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
-    tokens = ops.arange(log_probabilities.shape[-1])
-    return ops.where(ops.logical_or(tokens == PAD, tokens == START), NEVER, log_probabilities)
+def _possible(logits):
+    """Logits [N, V] without PAD and START."""
+    tokens = ops.arange(logits.shape[-1])
+    return ops.where(ops.logical_or(tokens == PAD, tokens == START), NEVER, logits)
+
+
+def _normalizer(logits, greatest):
+    """The log of the sum of all exponentials [N], PAD's and START's included; `greatest` [N] is that of the others."""
+    greatest = ops.maximum(greatest, ops.maximum(logits[:, PAD], logits[:, START]))
+    return greatest + ops.log(ops.sum(ops.exp(logits - greatest[:, None]), axis=-1))
 
 
 def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose):
-    """One token a hypothesis and step, as `choose(log_probabilities, position) -> [N]` says."""
+    """One token a hypothesis and step, as `choose(logits, position) -> [N]` says."""
     tokens, state = model.initial_state(memory, max_length, num_samples)
     count = ops.shape(tokens)[0]  # N
     rows = count // num_samples  # B
@@ -177,9 +197,11 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
 
     def advance(position, tokens, state, running, total, lengths, ids, attention):
         logits, state, weights = model.step(tokens, position, memory, state)
-        log_probabilities = _log_probabilities(logits)
-        tokens = choose(log_probabilities, position)
-        gained = ops.take_along_axis(log_probabilities, tokens[:, None], axis=-1)[:, 0]
+        logits = ops.cast(logits, "float32")
+        possible = _possible(logits)
+        tokens = choose(possible, position)
+        gained = ops.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+        gained = gained - _normalizer(logits, ops.max(_blocks(possible, 4 * BLOCK), axis=(1, 2)))
         total = ops.where(running, total + gained, total)
         goes_on = ops.logical_and(running, tokens != END)
         lengths = lengths + ops.cast(goes_on, "int32")
@@ -248,6 +270,8 @@ def beam_search(
             f"beam_search expects num_return between 1 and beam_width. Received: num_return={num_return}, "
             f"beam_width={beam_width}"
         )
+    if beam_width == 1 and not coverage_penalty:
+        return greedy_search(model, memory, max_length, max_lengths, length_penalty)
     width = beam_width
     tokens, state = model.initial_state(memory, max_length, width)
     count = ops.shape(tokens)[0]  # N = B*W
@@ -297,7 +321,7 @@ def beam_search(
         beam = {
             "position": position + 1,
             "tokens": ops.reshape(tokens, (count,)),
-            "state": keras.tree.map_structure(lambda leaf: ops.take(leaf, flat_parents, axis=0), state),
+            "state": keras.tree.map_structure(lambda leaf: _reordered(leaf, flat_parents), state),
             "log_probabilities": values,
             "coverage": ops.take_along_axis(coverage, parents[:, :, None], axis=1) if coverage_penalty else coverage,
             "stopped": stopped,
@@ -338,33 +362,36 @@ def beam_search(
 
 
 def _candidates(logits, log_probabilities, rows, width):
-    """The 2W best continuations of each row: log-probabilities, tokens and parents, [B, 2W] each, best first."""
-    vocabulary = logits.shape[-1]
-    gained = ops.reshape(_log_probabilities(logits), (rows, width, vocabulary))
-    total = ops.maximum(log_probabilities[:, :, None] + gained, NEVER)
-    values, places = _top(ops.reshape(total, (rows, width * vocabulary)), 2 * width)
-    return values, places % vocabulary, places // vocabulary
+    """The 2W best continuations of each row: log-probabilities, tokens and parents, [B, 2W] each, best first.
 
-
-def _top(x, k):
-    """The k greatest of x [B, L] and their places, as `top_k` gives them: of equal ones the first.
-
-    They stand in the k blocks of x whose maxima are the greatest; only those blocks are sorted.
+    They stand in the 2W blocks of logits whose maxima are the greatest: only those blocks are sorted, and the
+    log-probabilities of all the others are never computed. Of equal ones the first counts, as in `top_k`.
     """
-    length, block = x.shape[1], 128
-    count = -(-length // block)
-    if count < 4 * k:
-        values, places = ops.top_k(x, k=k)
-        return values, ops.cast(places, "int32")
-    rows = ops.shape(x)[0]
-    filled = ops.pad(x, [(0, 0), (0, count * block - length)], constant_values=2 * NEVER)
-    blocks = ops.reshape(filled, (rows, count, block))
-    _, best = ops.top_k(ops.max(blocks, axis=2), k=k)
+    wanted = 2 * width
+    logits = ops.cast(logits, "float32")
+    blocks = _blocks(_possible(logits), 4 * wanted * BLOCK)
+    count, block = blocks.shape[1:]
+    greatest = ops.max(blocks, axis=2)
+    gained = ops.reshape(log_probabilities, (rows * width,)) - _normalizer(logits, ops.max(greatest, axis=1))
+    _, best = ops.top_k(ops.reshape(greatest + gained[:, None], (rows, width * count)), k=wanted)
     best = ops.sort(ops.cast(best, "int32"), axis=1)  # so that of equal numbers the first is found
-    inside = ops.reshape(ops.take_along_axis(blocks, best[:, :, None], axis=1), (rows, k * block))
-    values, places = ops.top_k(inside, k=k)
+    parents = best // count
+    hypotheses = ops.arange(rows)[:, None] * width + parents  # [B, 2W]
+    inside = ops.take(ops.reshape(blocks, (rows * width * count, block)), hypotheses * count + best % count, axis=0)
+    inside = inside + ops.take(gained, hypotheses)[:, :, None]
+    values, places = ops.top_k(ops.reshape(inside, (rows, wanted * block)), k=wanted)
     places = ops.cast(places, "int32")
-    return values, ops.take_along_axis(best, places // block, axis=1) * block + places % block
+    parents, first = (ops.take_along_axis(x, places // block, axis=1) for x in (parents, best % count * block))
+    return ops.maximum(values, NEVER), first + places % block, parents
+
+
+def _reordered(leaf, parents):
+    """leaf [N, ...] with the rows of `parents` [N], as a table of two axes, which XLA reads faster."""
+    shape = ops.shape(leaf)
+    if len(shape) < 3:
+        return ops.take(leaf, parents, axis=0)
+    width = math.prod(shape[1:]) if all(isinstance(size, int) for size in shape[1:]) else -1
+    return ops.reshape(ops.take(ops.reshape(leaf, (shape[0], width)), parents, axis=0), shape)
 
 
 def _finish(finished, done, position, values, tokens, parents, coverage, length_penalty, coverage_penalty):

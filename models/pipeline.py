@@ -9,6 +9,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_attention.cache import compiled
+
 from .decoding import beam_search
 from .files import atomic_write, load_weights, save_weights
 from .tokenizers import PAD, load_tokenizer, save_tokenizer
@@ -164,14 +166,20 @@ class Pipeline:
                 coverage_penalty=self.options.coverage_penalty,
             )
 
+        def decode_faster(x, limits, buffer):
+            with compiled():
+                return decode(x, limits, buffer)
+
         vector = tf.TensorSpec([None], tf.int32)
-        compiled = tf.function(decode, [self._source(), vector, vector], autograph=False, jit_compile=True)
+        decode_compiled = tf.function(
+            decode_faster, [self._source(), vector, vector], autograph=False, jit_compile=True
+        )
 
         def answer(**inputs):
             x, lengths = self.read(**inputs)
             limits = self.limits(lengths)
             if jit_compile:
-                hypotheses = self._decode_in_buckets(compiled, x, limits)
+                hypotheses = self._decode_in_buckets(decode_compiled, x, limits)
             else:
                 hypotheses = decode(x, limits, tf.zeros([tf.maximum(tf.reduce_max(limits), 1)], tf.int32))
             return self.write(x, lengths, hypotheses)

@@ -234,14 +234,15 @@ class Seq2Seq(TokenModel):
     # Generation: the three verbs that decoding.py knows.
 
     def encode(self, x):
-        """What stays constant while decoding, axis B: projected keys, values and mask of the source, first state.
+        """What stays constant while decoding: projected keys, values and mask of the source, first state; "output".
 
         Args:
             x: a dict with "source", ids [B, S] or features [B, S, F], and, optionally, "source_mask" [B, S].
         """
         check_input(self, x, ("source",))
         memory, mask, summary = self._encode(x, training=False)
-        return {**self.decoder.prepare(memory, mask), "first_state": self.decoder.begin(self.bridge(summary))}
+        first = self.decoder.begin(self.bridge(summary))
+        return {**self.decoder.prepare(memory, mask), "first_state": first, **self.output_memory()}
 
     def initial_state(self, memory, max_length=None, beam_width=1):
         """The first tokens [N] and the state of N = B*W hypotheses; an RNN needs no buffer of max_length."""
@@ -253,7 +254,7 @@ class Seq2Seq(TokenModel):
         """Logits [N, V], new state and attention [N, S] (or None) after tokens [N]; position is not needed."""
         embedded = self.target_embedding(tokens[:, None])[:, 0]
         features, hidden, attention = self.decoder.step(embedded, state["hidden"], memory)
-        return self.logits(features), {"hidden": hidden}, attention
+        return self.logits(features, memory), {"hidden": hidden}, attention
 
     def get_config(self):
         names = ("units", "embedding_width", "encoder_layers", "decoder_layers", "cell", "bidirectional", "order")

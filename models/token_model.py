@@ -54,10 +54,14 @@ class TokenModel(keras.Model):
         """The output layer's matrix [V, D] and bias [V]."""
         raise NotImplementedError(f"{type(self).__name__} must define output_weights() -> matrix [V, D], bias [V].")
 
-    def logits(self, features):
-        """Logits [..., V] of features [..., D]."""
+    def logits(self, features, memory=None):
+        """Logits [..., V] of features [..., D]; faster for few features with a memory, whose "output" is the matrix."""
         matrix, bias = (ops.cast(weights, features.dtype) for weights in self.output_weights())
-        return ops.matmul(features, ops.transpose(matrix)) + bias
+        return ops.matmul(features, ops.transpose(matrix) if memory is None else memory["output"]) + bias
+
+    def output_memory(self):
+        """The output layer's matrix laid out as it is multiplied, [D, V]: a part of what `encode` returns."""
+        return {"output": ops.cast(ops.transpose(self.output_weights()[0]), self.compute_dtype)}
 
     def call(self, x, return_attention_scores=False, training=None):
         if return_attention_scores:

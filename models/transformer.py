@@ -300,7 +300,7 @@ class Transformer(TokenModel):
     # Generation: the three verbs that decoding.py knows.
 
     def encode(self, x, return_hidden_states=False):
-        """What stays constant while decoding: each decoder layer's keys and values of the source, axis B.
+        """What stays constant while decoding: each decoder layer's keys and values of the source, axis B, and "output".
 
         Args:
             x: a dict with "source", ids [B, S] or features [B, S, F], and, optionally, "source_mask" [B, S].
@@ -308,7 +308,7 @@ class Transformer(TokenModel):
         """
         check_input(self, x, ("source",))
         states, mask, hidden, _ = self._encode(x, training=False)
-        memory = {"layers": [block.project_memory(states, mask) for block in self.decoder]}
+        memory = {"layers": [block.project_memory(states, mask) for block in self.decoder], **self.output_memory()}
         return (memory, hidden) if return_hidden_states else memory
 
     def initial_state(self, memory, max_length, beam_width=1):
@@ -329,7 +329,7 @@ class Transformer(TokenModel):
             if aligned:
                 attention = ops.mean(weights[0]["cross_attention"][:, :, 0], axis=1)
         x = self.decoder_norm(x) if self.normalize_first else x
-        return self.logits(x[:, 0]), {"layers": caches}, attention
+        return self.logits(x[:, 0], memory), {"layers": caches}, attention
 
     def get_config(self):
         names = ("source_vocabulary", "target_vocabulary", "width", "num_heads", "feed_forward_units", "gated")

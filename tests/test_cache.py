@@ -95,7 +95,7 @@ def test_hypotheses_share_the_prefix_of_their_row(position, name, side):
 def test_hypotheses_are_query_positions_of_one_memory(position, name):
     layer = built(position, name, MEMORY)
     memory = layer.project_memory(ops.convert_to_tensor(MEMORY), value_mask=MEMORY_MASK)
-    assert tuple(memory["key"].shape) == (B, S, layer.num_key_value_heads, K)
+    assert tuple(memory["key"].shape) == (B, layer.num_key_value_heads, S, K)
     repeated, mask = np.repeat(MEMORY, W, axis=0), np.repeat(MEMORY_MASK, W, axis=0)
     expected, weights = layer(X, repeated, value_mask=mask, return_attention_scores=True)
     output, seen = layer(X, cache={"prefix": memory}, return_attention_scores=True)
@@ -226,7 +226,7 @@ def test_steps_of_unknown_sizes():
     layer = built("alibi", "grouped")
     prefix = layer.project_memory(ops.convert_to_tensor(MEMORY), value_mask=MEMORY_MASK)
     expected, _, _ = steps(layer, X, {**layer.initial_cache(B * W, T), "prefix": prefix}, [T])
-    shapes = [(None, None, D), (None, None, 2, K), (None, None, 2, K), (None, None)]
+    shapes = [(None, None, D), (None, 2, None, K), (None, 2, None, K), (None, None)]
     specs = [tf.TensorSpec(shape, tf.bool if len(shape) == 2 else tf.float32) for shape in shapes]
 
     @tf.function(input_signature=specs)
@@ -243,8 +243,8 @@ def test_symbolic_steps():
     layer = MultiHeadAttention(H, K)
     x = keras.Input((1, D))
     cache = {
-        "key": keras.Input((T, H, K)),
-        "value": keras.Input((T, H, K)),
+        "key": keras.Input((H, T, K)),
+        "value": keras.Input((H, T, K)),
         "mask": keras.Input((T,), dtype="bool"),
     }
     output, weights, new = layer(x, x, cache=cache, cache_update_index=3, return_attention_scores=True)
@@ -285,7 +285,7 @@ def wrong(**changed):
     return lambda: layer(piece, piece, **given)
 
 
-PREFIX = {"key": X[:4, :, :H, None] * np.ones(K), "value": X[:4, :, :H, None] * np.ones(K), "mask": X[:4, :, 0] > 9}
+PREFIX = {"key": np.ones((4, H, T, K)), "value": np.ones((4, H, T, K)), "mask": np.ones((4, T), bool)}
 ERRORS = {
     "overridden": (overriding, ValueError, "overrides _compute_attention, which has no cache"),
     "float_index": (wrong(cache_update_index=1.0), TypeError, "must be an integer. Received: 1.0"),
@@ -304,7 +304,11 @@ ERRORS = {
     "no_index": (wrong(cache_update_index=None), ValueError, "expects cache_update_index"),
     "other_keys": (wrong(cache={"keys": X}), ValueError, r"initial_cache\(batch_size, max_length\).*\['keys'\]"),
     "no_dict": (wrong(cache=X), ValueError, "expects a cache as initial_cache"),
-    "heads": (wrong(cache=MultiHeadAttention(H, K + 1).initial_cache(B * W, T)), ValueError, r"length, 6, 4\].*6, 5\)"),
+    "heads": (
+        wrong(cache=MultiHeadAttention(H, K + 1).initial_cache(B * W, T)),
+        ValueError,
+        r"batch, 6, length, 4\].*7, 5\)",
+    ),
     "rows": (wrong(cache=built().initial_cache(B, T)), ValueError, "cache of 2 rows, a query of 6"),
     "prefix_rows": (wrong(cache={**built().initial_cache(6, T), "prefix": PREFIX}), ValueError, "prefix of 4 rows"),
     "prefix_and_value": (wrong(cache={"prefix": PREFIX}), ValueError, "prefix alone.*value=a tensor"),

@@ -341,14 +341,21 @@ def test_errors(call, message):
         call(markov())
 
 
-@pytest.mark.parametrize("length", [7, 600, 6100])
+@pytest.mark.parametrize("vocabulary", [7, 600, 6100])
 @pytest.mark.parametrize("different", [3, 10**6])
-def test_the_greatest_by_blocks_are_those_of_top_k(length, different):
+def test_candidates_by_blocks_are_the_best_of_all(vocabulary, different):
     """With few different numbers nearly all are equal to others, and the first ones count."""
-    if different < length and keras.backend.backend() == "torch":
+    if different < vocabulary and keras.backend.backend() == "torch":
         pytest.skip("torch.topk does not say which of equal numbers it takes")
-    x = np.random.default_rng(length).integers(0, different, (5, length)).astype("float32")
-    values, places = decoding._top(ops.convert_to_tensor(x), 6)
-    order = np.argsort(-x, axis=1, kind="stable")[:, :6]
-    np.testing.assert_array_equal(to_numpy(places), order)
-    np.testing.assert_array_equal(to_numpy(values), np.take_along_axis(x, order, axis=1))
+    rows, width = 5, 3
+    generator = np.random.default_rng(vocabulary)
+    logits = generator.integers(0, different, (rows * width, vocabulary)) * 1e-5
+    before = np.sort(-generator.exponential(size=(rows, width)), axis=1)
+    total = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)) + before.reshape(-1, 1)
+    total[:, [PAD, START]] = -np.inf
+    total = total.reshape(rows, -1)
+    order = np.argsort(-total, axis=1, kind="stable")[:, : 2 * width]
+    arrays = (ops.convert_to_tensor(x.astype("float32")) for x in (logits, before))
+    values, tokens, parents = (to_numpy(x) for x in decoding._candidates(*arrays, rows, width))
+    np.testing.assert_array_equal(parents * vocabulary + tokens, order)
+    np.testing.assert_allclose(values, np.take_along_axis(total, order, axis=1), atol=1e-5)
