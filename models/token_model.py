@@ -1,5 +1,6 @@
 """The base of every model that writes tokens: logits = features . matrix^T + bias, and a loss that never needs them."""
 
+import threading
 import weakref
 
 import keras
@@ -10,10 +11,11 @@ from keras_attention.masks import as_mask, zero_masked
 from .tokenizers import PAD
 
 
-class _Step:
+class _Step(threading.local):
     """What one step of fit hands on, from call to compute_loss to compute_metrics; each reader clears it.
 
     After a call outside of fit nobody reads: the features are let go together with the logits that were returned.
+    Each device of tf.distribute.MirroredStrategy takes its step in a thread of its own, and has its own.
     """
 
     features = logits = None
@@ -81,7 +83,7 @@ class TokenModel(keras.Model):
             features, *self.output_weights(), y, sample_weight, training=training
         )
         self._step.metrics_are_updated = self._update_metrics(y, y_pred, statistics)
-        return loss + sum(ops.sum(extra) for extra in self.losses) if self.losses else loss
+        return loss + sum(self._aggregate_additional_loss(extra) for extra in self.losses) if self.losses else loss
 
     def _update_metrics(self, y, y_pred, statistics):
         """Hands the statistics of the loss's own pass to all compiled metrics, if all of them take such."""

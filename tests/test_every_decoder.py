@@ -9,7 +9,7 @@ import pytest
 from helpers import gradients, randomize, run_python, to_numpy
 from keras import ops
 
-from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq, Transformer, beam_search, greedy_search
+from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq, Transformer, beam_search
 from keras_attention.models.seq2seq import ATTENTIONS
 from keras_attention.models.tokenizers import START
 
@@ -48,6 +48,8 @@ CONFIGURATIONS |= TRANSFORMERS
 COMPILED = ["location", "additive, luong, lstm", "cosine, lstm", "context in the first state", "features"]
 COMPILED += ["transformer", "transformer, pre-norm, rotary"]
 EXPORTED = ["location", "additive, luong, lstm", "features", "transformer, pre-norm, rotary"]
+# Searches on JAX and PyTorch, where each operation is compiled or run by itself: likewise.
+SEARCHED = ["additive, luong, lstm", "context in the first state", "transformer, pre-norm, rotary"]
 every_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="text and SavedModel")
 LENGTHS = [5, 2, 7, 1]
@@ -117,8 +119,8 @@ def test_steps_equal_one_call(name):
 
 
 @pytest.mark.backends
-@every_configuration
-def test_a_batch_decodes_like_each_row_alone_and_beam_1_is_greedy(name):
+@pytest.mark.parametrize("name", CONFIGURATIONS if keras.backend.backend() == "tensorflow" else SEARCHED)
+def test_a_batch_decodes_like_each_row_alone(name):
     model = make(name)
     x = source_of(model)
     together = beam_search(model, model.encode(x), 6, beam_width=3, num_return=3)
@@ -130,8 +132,6 @@ def test_a_batch_decodes_like_each_row_alone_and_beam_1_is_greedy(name):
         if has_attention(model):
             expected = to_numpy(together.attention)[row, :, :, :length]
             np.testing.assert_allclose(to_numpy(one.attention)[0], expected, atol=1e-4)
-    greedy, beam = greedy_search(model, model.encode(x), 6), beam_search(model, model.encode(x), 6, beam_width=1)
-    np.testing.assert_array_equal(to_numpy(greedy.ids), to_numpy(beam.ids))
 
 
 @pytest.mark.backends

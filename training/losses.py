@@ -293,13 +293,24 @@ def check_token_shapes(name, y_true, y_pred):
     return y_true, y_pred
 
 
+def _share_of_device(loss):
+    """The loss divided by the number of devices of a tf.distribute strategy, whose sum Keras takes."""
+    if keras.backend.backend() != "tensorflow":
+        return loss
+    import tensorflow as tf
+
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    return loss / devices if devices > 1 else loss
+
+
 @keras.saving.register_keras_serializable(package="keras_attention")
 class MaskedCrossEntropy(keras.losses.Loss):
     """Cross-entropy of integer targets with label smoothing, averaged over the real tokens.
 
     1. Each token's loss is `(1 - eps) * (-log p[target]) + eps / V * sum over v of (-log p[v])`.
     2. Padding (id 0 in the targets) has weight 0, a real token 1 or its sample weight.
-    3. The result is the weighted mean, 0 for a batch without any real token.
+    3. The result is the weighted mean, 0 for a batch without any real token. Under `tf.distribute`, as of any Keras
+       loss, it is the mean of the devices' own means.
 
     Only the targets say what is padding: an implicit Keras mask on the logits is not applied a second time,
     and the sum is divided by the real tokens, where Keras's default reduction divides by all of them.
@@ -357,7 +368,7 @@ class MaskedCrossEntropy(keras.losses.Loss):
                 "as their only loss. Received: logits alone, which do not say whether dropout was on."
             )
         losses = self.call(y_true, y_pred)
-        return weighted_mean(losses, token_weights(y_true, sample_weight, losses.dtype))
+        return _share_of_device(weighted_mean(losses, token_weights(y_true, sample_weight, losses.dtype)))
 
     def from_features(self, features, matrix, bias, y_true, sample_weight=None, training=True):
         """The same mean loss without the logits, and what metrics need: see `blockwise_cross_entropy`.
@@ -365,9 +376,10 @@ class MaskedCrossEntropy(keras.losses.Loss):
         A model of `keras_attention.models` that is compiled with this loss calls it for every step of fit.
         """
         y_true = ops.cast(ops.convert_to_tensor(y_true), "int32")
-        return blockwise_cross_entropy(
+        loss, statistics = blockwise_cross_entropy(
             features, matrix, bias, y_true, sample_weight, self.label_smoothing, training=training, r_drop=self.r_drop
         )
+        return _share_of_device(loss), statistics
 
     def get_config(self):
         return {"label_smoothing": self.label_smoothing, "name": self.name, "r_drop": self.r_drop}

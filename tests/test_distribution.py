@@ -1,0 +1,76 @@
+"""Several devices: MirroredStrategy over two logical CPUs gives the losses of one; 16-bit training learns."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from helpers import run_python
+
+from keras_attention.models import Pipeline, Seq2Seq, Transformer
+from keras_attention.training.losses import MaskedCrossEntropy
+
+SCRIPT = """
+import json, sys
+import keras, numpy as np, tensorflow as tf
+from keras_attention.models import Seq2Seq, Transformer
+from keras_attention.training.losses import MaskedCrossEntropy
+from keras_attention.training.metrics import TokenAccuracy
+
+devices = tf.config.list_physical_devices("CPU")[:1]
+tf.config.set_logical_device_configuration(devices[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+kind, with_ours = sys.argv[1], sys.argv[2] == "ours"
+rows = np.random.default_rng(0).integers(4, 9, (16, 7)).astype("int32")
+rows[:, 5:] = 0  # as many real tokens on each device: Keras averages the devices' means
+x = {"source": rows, "target": np.concatenate([np.full((16, 1), 2, "int32"), rows[:, :-1]], axis=1)}
+
+def history(strategy):
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        if kind == "seq2seq":
+            model = Seq2Seq(9, 9, units=8, embedding_width=8)
+        else:
+            model = Transformer(9, 9, width=8, num_heads=2, feed_forward_units=16, encoder_layers=1, decoder_layers=1,
+                                share_embeddings=True, dropout=0.0)
+        plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+        metrics = [TokenAccuracy()] if with_ours else []
+        model.compile(keras.optimizers.Adam(0.01), MaskedCrossEntropy() if with_ours else plain, metrics=metrics,
+                      jit_compile=False)
+    return model.fit(x, rows, batch_size=8, epochs=3, shuffle=False, verbose=0).history
+
+one = history(tf.distribute.get_strategy())
+two = history(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+print(json.dumps([one, two]))
+"""
+
+
+@pytest.mark.parametrize("loss", ["plain", "ours"])
+@pytest.mark.parametrize("kind", ["seq2seq", "transformer"])
+def test_two_devices_have_the_losses_of_one(kind, loss):
+    one, two = json.loads(run_python(SCRIPT, kind, loss, KERAS_BACKEND="tensorflow").splitlines()[-1])
+    assert set(one) == set(two) and one["loss"][-1] < one["loss"][0]
+    for name in one:
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+SIZES = {
+    Seq2Seq: {"units": 16, "embedding_width": 16},
+    Transformer: {"width": 16, "num_heads": 2, "feed_forward_units": 32, "encoder_layers": 1, "decoder_layers": 1},
+}
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("kind", SIZES, ids=["seq2seq", "transformer"])
+def test_16_bit_training_learns_and_decodes(kind, dtype):
+    """Copying three symbols: weights stay float32, the loss is finite, answers are right after some epochs."""
+    keras.utils.set_random_seed(1)
+    rows = np.random.default_rng(0).integers(4, 9, (256, 3)).astype("int32")
+    ends = np.concatenate([rows, np.full((256, 1), 3, "int32")], axis=1)
+    x = {"source": rows, "target": np.concatenate([np.full((256, 1), 2, "int32"), rows], axis=1)}
+    model = kind(9, 9, **SIZES[kind], dtype=dtype)
+    model.compile(keras.optimizers.Adam(0.01), MaskedCrossEntropy(), jit_compile=False)
+    losses = model.fit(x, ends, batch_size=32, epochs=30, verbose=0).history["loss"]
+    assert np.isfinite(losses).all() and losses[-1] < 0.2 * losses[0]
+    assert {keras.utils.standardize_dtype(weight.dtype) for weight in model.trainable_weights} == {"float32"}
+    answers = Pipeline(model, max_length=5)([row.tolist() for row in rows[:32]])
+    assert np.mean([answer.target_ids == row.tolist() for answer, row in zip(answers, rows, strict=False)]) > 0.9
