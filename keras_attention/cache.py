@@ -14,11 +14,9 @@ import operator
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 from keras import ops
 
 PARTS = ("key", "value", "mask")
-LOWEST = float(np.finfo("float32").min)
 _compiled = contextvars.ContextVar("compiled", default=False)
 
 
@@ -41,7 +39,10 @@ def laid_out(matrix):
 
     It multiplies one row by a matrix that is merely reshaped number by number, five times more slowly.
     """
-    return ops.maximum(matrix, LOWEST) if _compiled.get() else matrix
+    if not _compiled.get():
+        return matrix
+    half = keras.utils.standardize_dtype(matrix.dtype) == "float16"
+    return ops.maximum(matrix, -65504.0 if half else -3e38)  # no finite number is changed that a weight can be
 
 
 def empty(batch_size, max_length, heads, key_dim, value_dim, dtype):
