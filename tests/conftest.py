@@ -15,3 +15,10 @@ def forget_compiled_programs():
 
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def no_export(monkeypatch):
+    """Training without the seconds that pictures and the SavedModel take."""
+    monkeypatch.setattr("keras_attention.models.Pipeline.export", lambda self, folder: folder)
+    monkeypatch.setattr("keras_attention.training.train._plots", lambda *arguments: [])

@@ -261,7 +261,7 @@ def test_a_model_trains_under_xla_with_unknown_lengths_in_a_decoder_and_alone(ma
     after = {}
     for compiled in (False, True):
         model.set_weights(before)
-        model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=compiled)
+        model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=compiled, run_eagerly=not compiled)
         model.fit(data, shuffle=False, verbose=0)
         after[compiled] = model.get_weights()
     for weight, old, plain, xla in zip(model.weights, before, after[False], after[True], strict=True):

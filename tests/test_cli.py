@@ -128,13 +128,6 @@ def copied(place, tmp_path):
     return shutil.copytree(place / "run", tmp_path / "run")
 
 
-@pytest.fixture
-def no_export(monkeypatch):
-    """Training without the seconds that pictures and the SavedModel take."""
-    monkeypatch.setattr(Pipeline, "export", lambda self, folder: folder)
-    monkeypatch.setattr("keras_attention.training.train._plots", lambda *arguments: [])
-
-
 # Training
 
 

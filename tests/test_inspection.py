@@ -29,11 +29,12 @@ def pipeline():
     return Pipeline(model, tokenizer, tokenizer, max_length=7, max_source_length=40)
 
 
-@pytest.fixture(scope="module")
-def folder(pipeline, tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "run"
-    pipeline.save(path)
-    return path
+@pytest.fixture
+def folder(pipeline, tmp_path, monkeypatch):
+    """A run's folder, read without the seconds that loading takes."""
+    pipeline.save(tmp_path / "run")
+    monkeypatch.setattr(Pipeline, "load", lambda path: pipeline)
+    return tmp_path / "run"
 
 
 def ask(*arguments):
