@@ -10,6 +10,8 @@ FOUND = $(shell $(BASE_PYTHON) --version 2> /dev/null || echo none)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Two processes, each with whole files, so that what a file trains once is trained once.
 WORKERS := -n 2 --dist loadfile
+# With two processes on two cores a thread each is the fastest.
+test test-nightly: export TF_NUM_INTRAOP_THREADS = 1
 NIGHTLY := build/keras-nightly
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Whatever the shell says; only .venv-backends has other backends.

@@ -73,12 +73,13 @@ def test_alternatives_are_ranked_and_distinct(shipped):
 
 
 def test_an_empty_text_has_an_empty_answer():
+    pipeline = tiny()
     for jit_compile in (False, True):
         for texts in ([""], ["", "abc"]):
-            result = tiny()(texts, num_return=2, jit_compile=jit_compile)[0]
+            result = pipeline(texts, num_return=2, jit_compile=jit_compile)[0]
             assert (result.text, result.score, result.log_probability) == ("", 0.0, 0.0)
             assert result.source_pieces == result.target_pieces == result.target_ids == result.alternatives == []
-    assert tiny()([]) == []
+    assert pipeline([]) == []
 
 
 @pytest.mark.parametrize("attention", ["additive", "dot", None])

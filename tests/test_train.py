@@ -83,12 +83,11 @@ def test_a_killed_run_resumed_has_the_history_of_an_uninterrupted_one(uninterrup
         np.testing.assert_array_equal(a, b)
 
 
-def test_dropout_and_order_matter_to_that_history(uninterrupted, tmp_path, no_export):
+def test_dropout_matters_to_that_history(uninterrupted, tmp_path, no_export):
     """The test above would show nothing if the history did not depend on random numbers."""
+    train(recipe("model.dropout=0.0", "training.epochs=1"), tmp_path / "dry", say=silent)
     found = history(uninterrupted)
-    for name, setting in (("other", "seed=2"), ("dry", "model.dropout=0.0")):
-        train(recipe(setting, "training.epochs=1"), tmp_path / name, say=silent)
-        assert history(tmp_path / name)["loss"][0] != found["loss"][0]
+    assert history(tmp_path / "dry")["loss"][0] != found["loss"][0]
     assert sorted(found) == sorted(
         f"{prefix}{name}" for name in ("loss", "token_accuracy", "perplexity", "exact_match") for prefix in ("", "val_")
     )
