@@ -17,6 +17,11 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Whatever the shell says; only .venv-backends has other backends.
 export KERAS_BACKEND = tensorflow
 
+# JAX compiles each operation for each shape: what one test compiled, another one reads.
+test-backends: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/build/jax
+test-backends: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test-backends: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint test-serving test-backends test-nightly wheel-check clean
 

@@ -74,21 +74,28 @@ def keras_model(vocabulary, dropout, dtype, width=128, heads=4, units=256, depth
     from keras import layers, ops
 
     keras.config.set_dtype_policy(dtype)
-    embedding = layers.Embedding(vocabulary, width, mask_zero=True)
-    embedding.build((None, None))
+    shared = layers.Embedding(vocabulary, width, mask_zero=True)
+    shared.build((None, None))
     places = np_positions(512, width)
 
-    class Embed(layers.Layer):
+    class Embedded(layers.Layer):
+        """Has the shared embedding as a layer of its own, so that it is trained."""
+
+        def __init__(self):
+            super().__init__()
+            self.embedding = shared
+
+    class Embed(Embedded):
         def call(self, ids):
-            x = embedding(ids) * width**0.5
-            return x + ops.cast(places[: ops.shape(ids)[1]], x.dtype)
+            x = self.embedding(ids) * width**0.5
+            return x + ops.cast(ops.convert_to_tensor(places)[: ops.shape(ids)[1]], x.dtype)
 
         def compute_output_shape(self, shape):
             return (*shape, width)
 
-    class Output(layers.Layer):
+    class Output(Embedded):
         def call(self, x):
-            return ops.matmul(x, ops.cast(ops.transpose(embedding.embeddings), x.dtype))
+            return ops.matmul(x, ops.cast(ops.transpose(self.embedding.embeddings), x.dtype))
 
     def residual(x, change):
         return layers.LayerNormalization(epsilon=1e-6)(x + layers.Dropout(dropout)(change))
