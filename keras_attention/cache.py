@@ -1,11 +1,12 @@
 """Keys and values that are kept from step to step, and those that all hypotheses of a sentence share.
 
-A cache is a dict. Its own part, {"key": [N, G, L, K], "value": [N, G, L, Kv], "mask": [N, L]}, has room for L tokens of
-each of N hypotheses and grows by those of every call. Its "prefix", {"key": [B, G, P, K], "value": [B, G, P, Kv],
+A cache is a dict. Its own part, {"key": [N, G, K, L], "value": [N, G, L, Kv], "mask": [N, L]}, has room for L tokens of
+each of N hypotheses and grows by those of every call. Its "prefix", {"key": [B, G, K, P], "value": [B, G, P, Kv],
 "mask": [B, P]}, is read only and shared by the W = N / B hypotheses of each row b, which are b W, ..., b W + W - 1: the
 memory of an encoder, or a prompt. Either may be missing. The masks are True where a token stands.
 
-The heads stand before the tokens, unlike in the layers' inputs, so that a step reads keys and values as they lie.
+The heads stand before the tokens, and keys are columns, unlike in the layers' inputs, so that a step multiplies keys
+and values as they lie.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import keras
 from keras import ops
 
 PARTS = ("key", "value", "mask")
+TOKENS = {"key": 3, "value": 2, "mask": 1}  # the axis of the tokens
 _compiled = contextvars.ContextVar("compiled", default=False)
 
 
@@ -34,6 +36,11 @@ def compiled():
         _compiled.reset(token)
 
 
+def is_compiled():
+    """Whether this is traced within `compiled`."""
+    return _compiled.get()
+
+
 def laid_out(matrix):
     """A reshaped matrix as a value of its own, which XLA computes once, before a loop.
 
@@ -48,7 +55,7 @@ def laid_out(matrix):
 def empty(batch_size, max_length, heads, key_dim, value_dim, dtype):
     """The own part of a cache without any token yet: room for max_length of them."""
     return {
-        "key": ops.zeros((batch_size, heads, max_length, key_dim), dtype=dtype),
+        "key": ops.zeros((batch_size, heads, key_dim, max_length), dtype=dtype),
         "value": ops.zeros((batch_size, heads, max_length, value_dim), dtype=dtype),
         "mask": ops.zeros((batch_size, max_length), dtype="bool"),
     }
@@ -59,21 +66,32 @@ def write(cache, key, value, mask, index):
 
     Args:
         cache: what `empty` or this function returned.
-        key, value: of the new tokens, [N, G, T, K] and [N, G, T, Kv].
+        key, value: of the new tokens, [N, G, K, T] and [N, G, T, Kv].
         mask: [N, T], False at padding, or None.
         index: an integer or a scalar tensor.
     """
-    count, _, length, _ = ops.shape(key)
+    count, _, length, _ = ops.shape(value)
     places = ops.arange(ops.shape(cache["mask"])[1]) - index
     mask = ops.broadcast_to(ops.ones((1, 1), dtype="bool") if mask is None else mask, (count, length))
     mask = ops.logical_and(_put(cache["mask"], mask, places, axis=1), (places < length)[None])
-    if _compiled.get():
-        zero = ops.zeros((), "int32")
-        start = ops.stack([zero, zero, ops.cast(index, "int32"), zero])
-        put = lambda old, new: ops.slice_update(old, start, ops.cast(new, old.dtype))  # noqa: E731
-    else:
-        put = lambda old, new: _put(old, new, places, axis=2)  # noqa: E731
-    return {"key": put(cache["key"], key), "value": put(cache["value"], value), "mask": mask}
+    written = {"mask": mask}
+    for name, new in (("key", key), ("value", value)):
+        old, axis = cache[name], TOKENS[name]
+        if _compiled.get():
+            start = ops.cast(ops.stack([index if at == axis else 0 for at in range(4)]), "int32")
+            written[name] = ops.slice_update(old, start, ops.cast(new, old.dtype))
+        else:
+            written[name] = _put(old, new, places, axis)
+    return written
+
+
+def grow(cache, max_length):
+    """The own part with room for max_length tokens, at least as many as it has now."""
+    more = max_length - ops.shape(cache["mask"])[1]
+    return {
+        name: ops.pad(x, [(0, more if axis == TOKENS[name] else 0) for axis in range(len(x.shape))])
+        for name, x in cache.items()
+    }
 
 
 def fits(cache, length, index):
@@ -97,8 +115,8 @@ def _put(old, new, places, axis):
 class Part(NamedTuple):
     """Tokens that are attended: a prefix, or a hypothesis's own."""
 
-    key: Any  # [N, G, L, K], or [B, G, L, K] where it is shared
-    value: Any
+    key: Any  # [N, G, K, L], or [B, G, K, L] where it is shared
+    value: Any  # [N, G, L, Kv]
     mask: Any  # [N, L]
     positions: Any  # [1, L], or [N, L] where they differ by row
     shared: bool
@@ -125,10 +143,10 @@ def parts(own, prefix, start, query):
     found = []
     if prefix is not None:
         shared = prefix["key"].shape[0] is None or prefix["key"].shape[0] != query.shape[0]
-        positions = ops.arange(ops.shape(prefix["key"])[2])[None]
+        positions = ops.arange(ops.shape(prefix["mask"])[1])[None]
         found.append(Part(prefix["key"], prefix["value"], _for_hypotheses(prefix["mask"], query), positions, shared))
     if own:
-        found.append(Part(**own, positions=ops.arange(ops.shape(own["key"])[2])[None] + start, shared=False))
+        found.append(Part(**own, positions=ops.arange(ops.shape(own["mask"])[1])[None] + start, shared=False))
     return found
 
 
@@ -220,11 +238,11 @@ def _check_part(layer, name, part, batch):
     shapes = {name: tuple(part[name].shape) for name in PARTS if name in part}
     heads = layer.num_key_value_heads
     rows, room = shapes["mask"] if len(shapes.get("mask", ())) == 2 else (-1, -1)
-    key, value = ((rows, heads, room, width) for width in (layer.key_dim, layer.value_dim))
-    expected = {"key": key, "value": value, "mask": (rows, room)}
+    expected = {"key": (rows, heads, layer.key_dim, room), "value": (rows, heads, room, layer.value_dim)}
+    expected["mask"] = (rows, room)
     if any(not _equal(shapes.get(name, ()), shape) for name, shape in expected.items()):
         raise ValueError(
-            f"{type(layer).__name__} expects a {name} of key [batch, {heads}, length, {layer.key_dim}], value "
+            f"{type(layer).__name__} expects a {name} of key [batch, {heads}, {layer.key_dim}, length], value "
             f"[batch, {heads}, length, {layer.value_dim}] and mask [batch, length]. Received: {shapes}"
         )
     wrong = rows != batch if name == "cache" else rows and batch and batch % rows

@@ -394,7 +394,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         mask = self._key_mask(value, key, value_mask, key_mask)
         _, keys, values = self._project(None, value if key is None else key, value, None, mask)
         mask = ops.ones(ops.shape(keys)[:2], dtype="bool") if mask is None else mask
-        return {"key": ops.swapaxes(self._rotate(keys), 1, 2), "value": ops.swapaxes(values, 1, 2), "mask": mask}
+        return {"key": _columns(self._rotate(keys)), "value": ops.swapaxes(values, 1, 2), "mask": mask}
 
     def _attend_cached(self, cache, index, projected, query_mask, key_mask, attention_mask, causal, training):
         """Context [N, T, H, Kv], weights [N, H, T, P + L] and the cache with the new tokens ({} if it takes none).
@@ -414,7 +414,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         own, whole = {}, True
         if "key" in cache:
             whole = caches.fits(cache, ops.shape(key)[1], index)
-            key, value = (ops.swapaxes(x, 1, 2) for x in (self._rotate(key, positions), value))
+            key, value = _columns(self._rotate(key, positions)), ops.swapaxes(value, 1, 2)
             own = caches.write(cache, key, value, key_mask, index)
         parts = caches.parts(own, cache.get("prefix"), start, query)
         query = masks.at_least_float32(self._rotate(query, positions)) * self._inverse_sqrt_key_dim
@@ -426,7 +426,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         recording.record(self, weights)
         kept, context = self._dropped(weights, parts[0].value, training), 0
         for part in parts:
-            length = ops.shape(part.key)[2]
+            length = ops.shape(part.value)[2]
             context = context + self._part_context(kept[..., :length], part)
             kept = kept[..., length:]
         context = context if whole is True else ops.where(whole, context, float("nan"))
@@ -434,8 +434,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
 
     def _part_scores(self, query, part):
         """Scores [N, H, T, L] of scaled queries [N, H, T, K] and a part of a cache."""
-        key = masks.at_least_float32(part.key)
-        scores = ops.einsum("bgtk,bglk->bgtl", caches.by_key(query, part), key)
+        scores = ops.matmul(caches.by_key(query, part), masks.at_least_float32(part.key))
         return caches.by_query(scores, part, *ops.shape(query)[:3])
 
     def _part_context(self, weights, part):
@@ -617,6 +616,11 @@ class _Projection(keras.layers.EinsumDense):
 
     def quantize(self, mode=None, type_check=True, **options):
         super().quantize(mode, type_check=False, **options)
+
+
+def _columns(key):
+    """Keys [N, L, G, K] as a cache holds them, [N, G, K, L]."""
+    return ops.transpose(key, (0, 2, 3, 1))
 
 
 class _Parts:

@@ -4,6 +4,9 @@
     tokens, state = model.initial_state(memory, max_length, beam_width) axis N = B*W
     logits, state, attention = model.step(tokens, position, memory, state)
 
+A model whose state has buffers of max_length has `grow(state, max_length)`, too, which makes them longer: compiled
+searches begin with short buffers. Axis 0 of each part of a state is N.
+
 All is written for a compiler, with keras.ops: buffers of a fixed size, one while_loop with an early exit. The same
 code runs eagerly, as a plain graph and under XLA, on TensorFlow, JAX and PyTorch.
 
@@ -17,6 +20,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 from keras import ops
+
+from keras_attention.cache import is_compiled
 
 from .tokenizers import END, PAD, START
 
@@ -188,14 +193,15 @@ def _normalizer(logits, greatest):
 
 def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose):
     """One token a hypothesis and step, as `choose(logits, position) -> [N]` says."""
-    tokens, state = model.initial_state(memory, max_length, num_samples)
+    rooms = _rooms(model, max_length)
+    tokens, state = model.initial_state(memory, rooms[0], num_samples)
     count = ops.shape(tokens)[0]  # N
     rows = count // num_samples  # B
     limits = _limits(max_lengths, max_length, rows)  # [B]
     limits = ops.reshape(ops.repeat(limits, num_samples, axis=0), (count,))  # [N]
     attention = _attention_buffer(model, tokens, memory, state, max_length, count)
 
-    def advance(position, tokens, state, running, total, lengths, ids, attention):
+    def advance(state, position, tokens, running, total, lengths, ids, attention):
         logits, state, weights = model.step(tokens, position, memory, state)
         logits = ops.cast(logits, "float32")
         possible = _possible(logits)
@@ -210,22 +216,19 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
             weights = ops.where(goes_on[:, None], ops.cast(weights, "float32"), 0.0)
             attention = _write(attention, position, weights)
         running = ops.logical_and(goes_on, position + 1 < limits)
-        return position + 1, tokens, state, running, total, lengths, ids, attention
+        return state, position + 1, tokens, running, total, lengths, ids, attention
 
     start = (
         ops.zeros((), dtype="int32"),
         tokens,
-        state,
         limits > 0,
         ops.zeros((count,), dtype="float32"),
         ops.zeros((count,), dtype="int32"),
         ops.full((max_length, count), PAD, dtype="int32"),
         attention,
     )
-    _, _, _, _, total, lengths, ids, attention = ops.while_loop(
-        lambda position, tokens, state, running, *_: ops.logical_and(position < max_length, ops.any(running)),
-        advance,
-        start,
+    *_, total, lengths, ids, attention = _loop(
+        model, rooms, lambda position, tokens, running, *_: ops.any(running), advance, state, *start
     )
 
     total, lengths = (ops.reshape(x, (rows, num_samples)) for x in (total, lengths))
@@ -236,6 +239,25 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
     else:
         attention = None
     return Hypotheses(ids, lengths, total, _score(total, lengths, length_penalty), attention)
+
+
+def _rooms(model, max_length):
+    """Lengths of the buffers that a search goes through: what is not written yet need not be read and reordered."""
+    if not (is_compiled() and hasattr(model, "grow")):
+        return (max_length,)
+    return (max_length + 1) // 2, max_length
+
+
+def _loop(model, rooms, goes_on, advance, state, *variables):
+    """The loop of a search over (state, position, ...) while `goes_on(position, ...)`, a loop for each room."""
+    for number, room in enumerate(rooms):
+        state = model.grow(state, room) if number else state
+        state, *variables = ops.while_loop(
+            lambda _, position, *others, room=room: ops.logical_and(position < room, goes_on(position, *others)),
+            advance,
+            (state, *variables),
+        )
+    return variables
 
 
 def beam_search(
@@ -273,7 +295,8 @@ def beam_search(
     if beam_width == 1 and not coverage_penalty:
         return greedy_search(model, memory, max_length, max_lengths, length_penalty)
     width = beam_width
-    tokens, state = model.initial_state(memory, max_length, width)
+    rooms = _rooms(model, max_length)
+    tokens, state = model.initial_state(memory, rooms[0], width)
     count = ops.shape(tokens)[0]  # N = B*W
     rows = count // width  # B
     limits = _limits(max_lengths, max_length, rows)  # [B]
@@ -285,12 +308,11 @@ def beam_search(
     source_length = ops.shape(attention)[2] if has_attention else 1
     covered = source_length if coverage_penalty else 1  # positions whose coverage is kept
 
-    def advance(beam, finished, history):
-        logits, state, weights = model.step(beam["tokens"], beam["position"], memory, beam["state"])
+    def advance(state, position, beam, finished, history):
+        logits, state, weights = model.step(beam["tokens"], position, memory, state)
         coverage = beam["coverage"]
         if coverage_penalty:
             coverage = coverage + ops.reshape(ops.cast(weights, "float32"), (rows, width, source_length))
-        position = beam["position"]
         values, tokens, parents = _candidates(logits, beam["log_probabilities"], rows, width)  # [B, 2W]
 
         last = position + 1 >= limits  # [B]
@@ -319,19 +341,16 @@ def beam_search(
             else history["attention"],
         }
         beam = {
-            "position": position + 1,
             "tokens": ops.reshape(tokens, (count,)),
-            "state": keras.tree.map_structure(lambda leaf: _reordered(leaf, flat_parents), state),
             "log_probabilities": values,
             "coverage": ops.take_along_axis(coverage, parents[:, :, None], axis=1) if coverage_penalty else coverage,
             "stopped": stopped,
         }
-        return beam, finished, history
+        state = keras.tree.map_structure(lambda leaf: _reordered(leaf, flat_parents), state)
+        return state, position + 1, beam, finished, history
 
     beam = {
-        "position": ops.zeros((), dtype="int32"),
         "tokens": tokens,
-        "state": state,
         # All W hypotheses of a row start alike; only the first one counts. [B, W]
         "log_probabilities": ops.zeros((rows, 1)) + ops.where(ops.arange(width) == 0, 0.0, NEVER)[None, :],
         "coverage": ops.zeros((rows, width, covered)),
@@ -350,15 +369,19 @@ def beam_search(
         "parents": ops.zeros((max_length, rows, width), dtype="int32"),
         "attention": attention,  # [T, N, S]
     }
-    beam, finished, history = ops.while_loop(
-        lambda beam, finished, history: ops.logical_and(
-            beam["position"] < max_length, ops.logical_not(ops.all(beam["stopped"]))
-        ),
+    steps, _, finished, history = _loop(
+        model,
+        rooms,
+        lambda position, beam, *_: ops.logical_not(ops.all(beam["stopped"])),
         advance,
-        (beam, finished, history),
+        state,
+        ops.zeros((), dtype="int32"),
+        beam,
+        finished,
+        history,
     )
     best = {name: finished[name][:, :num_return] for name in finished if name != "count"}
-    return _follow(best, history, has_attention, beam["position"], max_length, rows, width, num_return, source_length)
+    return _follow(best, history, has_attention, steps, max_length, rows, width, num_return, source_length)
 
 
 def _candidates(logits, log_probabilities, rows, width):

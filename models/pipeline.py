@@ -3,7 +3,9 @@
 import json
 import os
 import zipfile
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -147,24 +149,33 @@ class Pipeline:
         """The traced function of what `signature` names -> dict of tensors [B, R, ...] that everything else uses."""
         key = (beam_width or self.options.beam_width, num_return, jit_compile)
         if key not in self._functions:
-            self._functions[key] = self._trace(*key)
+            self._functions[key] = self.trace(*key)
         return self._functions[key]
 
-    def _trace(self, beam_width, num_return, jit_compile):
+    def trace(self, beam_width, num_return=1, jit_compile=False, weights=partial(nullcontext, {})):
+        """What `function` gives, traced anew.
+
+        Args:
+            beam_width, num_return, jit_compile: as in `__call__`.
+            weights: a context in which the model has the weights to trace with; it gives a dict of parts of the memory
+                that need not be computed.
+        """
         import tensorflow as tf
 
         def decode(x, limits, buffer):
-            memory = self.model.encode(x)
-            return beam_search(
-                self.model,
-                memory,
-                max_length=tf.shape(buffer)[0],
-                max_lengths=limits,
-                beam_width=beam_width,
-                num_return=num_return,
-                length_penalty=self.options.length_penalty,
-                coverage_penalty=self.options.coverage_penalty,
-            )
+            with weights() as known:
+                memory = self.model.encode(x)
+                memory = {**memory, **known} if known else memory
+                return beam_search(
+                    self.model,
+                    memory,
+                    max_length=tf.shape(buffer)[0],
+                    max_lengths=limits,
+                    beam_width=beam_width,
+                    num_return=num_return,
+                    length_penalty=self.options.length_penalty,
+                    coverage_penalty=self.options.coverage_penalty,
+                )
 
         def decode_faster(x, limits, buffer):
             with compiled():

@@ -12,12 +12,16 @@ others are empty and their `log_probability` is below -1e29.
 A server merges the requests of several callers: an input longer than the model accepts fails the whole batch.
 """
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
 
+import keras
+
 PER_SOURCE = ("source_pieces",)
 INTERNAL = ("target_length", "source_length")
+SMALL = 2**16  # weights of fewer numbers are packed
 
 
 def export(pipeline, folder):
@@ -53,23 +57,61 @@ def _module(pipeline):
 
     width = pipeline.options.beam_width
     module = tf.Module()
-    # The variables themselves, not Keras's wrappers: session loaders, so TensorFlow Serving, find no others.
-    module.model_variables = [variable.value for variable in pipeline.model.variables]
+    weights = _Weights(pipeline.model)
+    module.model_variables = weights.variables
     module.tokenizers = [
         tokenizer.trackable
         for tokenizer in (pipeline.source_tokenizer, pipeline.target_tokenizer)
         if tokenizer is not None
     ]
     functions = {
-        "serving_default": _best(pipeline.function(width, 1)),
-        "serving_xla": _best(pipeline.function(width, 1, jit_compile=True)),
-        "serving_nbest": _all(pipeline.function(width, width)),
+        "serving_default": _best(pipeline.trace(width, 1, weights=weights)),
+        "serving_xla": _best(pipeline.trace(width, 1, jit_compile=True, weights=weights)),
+        "serving_nbest": _all(pipeline.trace(width, width, weights=weights)),
     }
     signatures = {
         key: tf.function(call, autograph=False).get_concrete_function(**pipeline.signature())
         for key, call in functions.items()
     }
     return module, signatures
+
+
+class _Weights:
+    """A model's weights as its export holds them: the small ones in one vector for each dtype.
+
+    TensorFlow spends some microseconds a call on every variable, more than a small model on its arithmetic. The output
+    matrix stands beside them as decoding multiplies it, so that no call transposes it.
+    """
+
+    def __init__(self, model):
+        import tensorflow as tf
+
+        # The variables themselves, not Keras's wrappers: session loaders, so TensorFlow Serving, find no others.
+        self.variables = [variable.value for variable in model.variables if not _is_small(variable)]
+        self.packed = {}  # dtype: (vector, its weights)
+        for dtype in sorted({variable.dtype for variable in model.variables if _is_small(variable)}):
+            small = [variable for variable in model.variables if _is_small(variable) and variable.dtype == dtype]
+            vector = tf.concat([tf.reshape(variable.value, [-1]) for variable in small], axis=0)
+            self.packed[dtype] = tf.Variable(vector, trainable=False, name=f"small_{dtype}"), small
+        memory = model.output_memory() if hasattr(model, "output_memory") else {}
+        self.memory = {name: tf.Variable(part, trainable=False, name=name) for name, part in memory.items()}
+        self.variables += [vector for vector, _ in self.packed.values()] + list(self.memory.values())
+
+    @contextlib.contextmanager
+    def __call__(self):
+        """Within it the model computes with these weights; gives the parts of `encode`'s memory that they hold."""
+        import tensorflow as tf
+
+        values = []
+        for vector, small in self.packed.values():
+            parts = tf.split(vector, [variable.value.shape.num_elements() for variable in small])
+            values += [(of, tf.reshape(part, of.shape)) for of, part in zip(small, parts, strict=True)]
+        with keras.StatelessScope(values):
+            yield {name: tf.convert_to_tensor(part) for name, part in self.memory.items()}
+
+
+def _is_small(variable):
+    return variable.value.shape.num_elements() < SMALL
 
 
 def _best(answer):

@@ -11,6 +11,7 @@ from keras_attention import (
     SinusoidalEncoding,
     TransformerDecoderBlock,
     TransformerEncoderBlock,
+    cache,
 )
 from keras_attention.masks import zero_masked
 from keras_attention.transformer import normalization as normalization_layer
@@ -317,6 +318,10 @@ class Transformer(TokenModel):
         tokens = ops.full((count,), START, dtype="int32")
         return tokens, {"layers": [block.initial_cache(count, max_length) for block in self.decoder]}
 
+    def grow(self, state, max_length):
+        """The state with caches of `max_length` tokens, more than they had room for."""
+        return {"layers": [cache.grow(layer, max_length) for layer in state["layers"]]}
+
     def step(self, tokens, position, memory, state):
         """Logits [N, V], new state and attention [N, S] after tokens [N], which stand at `position`."""
         x = self._embed(self.target_embedding(tokens[:, None]), self.target_position, offset=position)
@@ -324,8 +329,8 @@ class Transformer(TokenModel):
         for number, block in enumerate(self.decoder):
             given = {"cache": state["layers"][number], "cache_update_index": position}
             aligned = number == self.alignment_layer
-            x, *weights, cache = block(x, memory["layers"][number], return_attention_scores=aligned, **given)
-            caches.append(cache)
+            x, *weights, grown = block(x, memory["layers"][number], return_attention_scores=aligned, **given)
+            caches.append(grown)
             if aligned:
                 attention = ops.mean(weights[0]["cross_attention"][:, :, 0], axis=1)
         x = self.decoder_norm(x) if self.normalize_first else x

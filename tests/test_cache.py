@@ -7,6 +7,7 @@ from helpers import random, randomize, to_numpy
 from keras import ops
 
 from keras_attention import ALiBi, MultiHeadAttention, RelativeBias, RotaryEmbedding, record_scores
+from keras_attention.cache import grow
 
 pytestmark = pytest.mark.backends
 BACKEND = keras.backend.backend()
@@ -95,7 +96,7 @@ def test_hypotheses_share_the_prefix_of_their_row(position, name, side):
 def test_hypotheses_are_query_positions_of_one_memory(position, name):
     layer = built(position, name, MEMORY)
     memory = layer.project_memory(ops.convert_to_tensor(MEMORY), value_mask=MEMORY_MASK)
-    assert tuple(memory["key"].shape) == (B, layer.num_key_value_heads, S, K)
+    assert tuple(memory["key"].shape) == (B, layer.num_key_value_heads, K, S)
     repeated, mask = np.repeat(MEMORY, W, axis=0), np.repeat(MEMORY_MASK, W, axis=0)
     expected, weights = layer(X, repeated, value_mask=mask, return_attention_scores=True)
     output, seen = layer(X, cache={"prefix": memory}, return_attention_scores=True)
@@ -226,7 +227,7 @@ def test_steps_of_unknown_sizes():
     layer = built("alibi", "grouped")
     prefix = layer.project_memory(ops.convert_to_tensor(MEMORY), value_mask=MEMORY_MASK)
     expected, _, _ = steps(layer, X, {**layer.initial_cache(B * W, T), "prefix": prefix}, [T])
-    shapes = [(None, None, D), (None, 2, None, K), (None, 2, None, K), (None, None)]
+    shapes = [(None, None, D), (None, 2, K, None), (None, 2, None, K), (None, None)]
     specs = [tf.TensorSpec(shape, tf.bool if len(shape) == 2 else tf.float32) for shape in shapes]
 
     @tf.function(input_signature=specs)
@@ -239,11 +240,20 @@ def test_steps_of_unknown_sizes():
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("position", ["none", "rotary", "alibi"])
+def test_a_cache_that_grows_keeps_what_was_written(position):
+    layer = built(position)
+    expected, _, _ = steps(layer, X, layer.initial_cache(B * W, T), [1] * T)
+    before, _, cache = steps(layer, X, layer.initial_cache(B * W, 3), [1] * 3)
+    behind, _, _ = steps(layer, X, grow(cache, T), [1] * (T - 3), start=3)
+    np.testing.assert_allclose(np.concatenate([before, behind], axis=1), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_symbolic_steps():
     layer = MultiHeadAttention(H, K)
     x = keras.Input((1, D))
     cache = {
-        "key": keras.Input((H, T, K)),
+        "key": keras.Input((H, K, T)),
         "value": keras.Input((H, T, K)),
         "mask": keras.Input((T,), dtype="bool"),
     }
@@ -285,7 +295,7 @@ def wrong(**changed):
     return lambda: layer(piece, piece, **given)
 
 
-PREFIX = {"key": np.ones((4, H, T, K)), "value": np.ones((4, H, T, K)), "mask": np.ones((4, T), bool)}
+PREFIX = {"key": np.ones((4, H, K, T)), "value": np.ones((4, H, T, K)), "mask": np.ones((4, T), bool)}
 ERRORS = {
     "overridden": (overriding, ValueError, "overrides _compute_attention, which has no cache"),
     "float_index": (wrong(cache_update_index=1.0), TypeError, "must be an integer. Received: 1.0"),
