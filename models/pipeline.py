@@ -5,7 +5,6 @@ import os
 import zipfile
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import keras
@@ -152,18 +151,18 @@ class Pipeline:
             self._functions[key] = self.trace(*key)
         return self._functions[key]
 
-    def trace(self, beam_width, num_return=1, jit_compile=False, weights=partial(nullcontext, {})):
+    def trace(self, beam_width, num_return=1, jit_compile=False, weights=None):
         """What `function` gives, traced anew.
 
         Args:
             beam_width, num_return, jit_compile: as in `__call__`.
-            weights: a context in which the model has the weights to trace with; it gives a dict of parts of the memory
-                that need not be computed.
+            weights: makes a context in which the model has other weights than its own, and which gives a dict of parts
+                of the memory that need not be computed.
         """
         import tensorflow as tf
 
         def decode(x, limits, buffer):
-            with weights() as known:
+            with weights() if weights else nullcontext({}) as known:
                 memory = self.model.encode(x)
                 memory = {**memory, **known} if known else memory
                 return beam_search(
