@@ -27,7 +27,7 @@ from .tokenizers import END, PAD, START
 
 NEVER = -1e30  # stands for a log-probability of minus infinity, without its NaNs
 POSSIBLE = -1e29
-BLOCK = 128  # how many logits are looked at together in search of the greatest
+BLOCK = 128  # about so many logits are looked at together in search of the greatest
 
 
 class Hypotheses(NamedTuple):
@@ -137,19 +137,35 @@ def uniform_numbers(seed, rows, max_length, num_samples=1, first_row=0):
 
 def _most_probable(logits, position):
     """Token [N] with the greatest logit, of equal ones the first: that of the best block."""
-    blocks = _blocks(logits, 4 * BLOCK)
-    best = ops.argmax(ops.max(blocks, axis=2), axis=1)[:, None]
-    place = ops.argmax(ops.take_along_axis(blocks, best[:, :, None], axis=1)[:, 0], axis=1)
+    blocks, greatest = _blocks(logits, 4 * BLOCK)
+    best = ops.argmax(greatest, axis=1)[:, None]
+    block = ops.take_along_axis(blocks, best[:, :, None], axis=1)  # [N, 1, b]
+    place = ops.argmax(_possible(block, best * blocks.shape[2])[:, 0], axis=1)
     return ops.cast(best[:, 0] * blocks.shape[2] + place, "int32")
 
 
 def _blocks(logits, least):
-    """Logits [N, V] in blocks [N, C, BLOCK], or, where V is less than `least`, each for itself, [N, V, 1]."""
+    """Logits [N, V] in blocks [N, C, b], and the greatest possible one of each block [N, C].
+
+    Where V is less than `least`, each stands for itself, b = 1. PAD and START are still in the blocks: nothing of the
+    size of the logits is written anew, but for a V without a divisor that would do.
+    """
     vocabulary = logits.shape[-1]
-    block = BLOCK if vocabulary >= least else 1
+    block = _block_size(vocabulary) if vocabulary >= least else 1
     count = -(-vocabulary // block)
-    logits = ops.pad(logits, [(0, 0), (0, count * block - vocabulary)], constant_values=2 * NEVER)
-    return ops.reshape(logits, (ops.shape(logits)[0], count, block))
+    if count * block > vocabulary:
+        logits = ops.pad(logits, [(0, 0), (0, count * block - vocabulary)], constant_values=2 * NEVER)
+    blocks = ops.reshape(logits, (ops.shape(logits)[0], count, block))
+    if block == 1:
+        return blocks, _possible(logits)
+    first = ops.max(_possible(blocks[:, 0]), axis=1, keepdims=True)  # that of PAD and START
+    return blocks, ops.concatenate([first, ops.max(blocks[:, 1:], axis=2)], axis=1)
+
+
+def _block_size(vocabulary):
+    """The divisor of V that is nearest to BLOCK, from half to twice of it; BLOCK where there is none."""
+    divisors = [size for size in range(BLOCK // 2, 2 * BLOCK + 1) if vocabulary % size == 0]
+    return min(divisors, key=lambda size: abs(size - BLOCK), default=BLOCK)
 
 
 def _check_sampling(temperature, top_k, top_p):
@@ -164,7 +180,7 @@ def _check_sampling(temperature, top_k, top_p):
 def _draw(logits, uniform, temperature, top_k, top_p):
     """Token [N] where the cumulated probabilities, most probable first, pass uniform [N]."""
     vocabulary = logits.shape[-1]
-    values, tokens = ops.top_k(logits / temperature, k=vocabulary)
+    values, tokens = ops.top_k(_possible(logits) / temperature, k=vocabulary)
     kept = values > POSSIBLE / temperature
     if top_k is not None:
         kept = ops.logical_and(kept, ops.arange(vocabulary) < top_k)
@@ -179,15 +195,16 @@ def _draw(logits, uniform, temperature, top_k, top_p):
     return ops.cast(ops.take_along_axis(tokens, place[:, None], axis=-1)[:, 0], "int32")
 
 
-def _possible(logits):
-    """Logits [N, V] without PAD and START."""
+def _possible(logits, first=None):
+    """Logits [..., V] without PAD and START; `first` [...]: the token that the last axis begins with, 0 if None."""
     tokens = ops.arange(logits.shape[-1])
+    tokens = tokens if first is None else first[..., None] + tokens
     return ops.where(ops.logical_or(tokens == PAD, tokens == START), NEVER, logits)
 
 
-def _normalizer(logits, greatest):
-    """The log of the sum of all exponentials [N], PAD's and START's included; `greatest` [N] is that of the others."""
-    greatest = ops.maximum(greatest, ops.maximum(logits[:, PAD], logits[:, START]))
+def _normalizer(logits):
+    """The log of the sum of all exponentials [N]."""
+    greatest = ops.max(logits, axis=-1)
     return greatest + ops.log(ops.sum(ops.exp(logits - greatest[:, None]), axis=-1))
 
 
@@ -204,10 +221,8 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
     def advance(state, position, tokens, running, total, lengths, ids, attention):
         logits, state, weights = model.step(tokens, position, memory, state)
         logits = ops.cast(logits, "float32")
-        possible = _possible(logits)
-        tokens = choose(possible, position)
-        gained = ops.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-        gained = gained - _normalizer(logits, ops.max(_blocks(possible, 4 * BLOCK), axis=(1, 2)))
+        tokens = choose(logits, position)
+        gained = ops.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - _normalizer(logits)
         total = ops.where(running, total + gained, total)
         goes_on = ops.logical_and(running, tokens != END)
         lengths = lengths + ops.cast(goes_on, "int32")
@@ -392,16 +407,15 @@ def _candidates(logits, log_probabilities, rows, width):
     """
     wanted = 2 * width
     logits = ops.cast(logits, "float32")
-    blocks = _blocks(_possible(logits), 4 * wanted * BLOCK)
+    blocks, greatest = _blocks(logits, 4 * wanted * BLOCK)
     count, block = blocks.shape[1:]
-    greatest = ops.max(blocks, axis=2)
-    gained = ops.reshape(log_probabilities, (rows * width,)) - _normalizer(logits, ops.max(greatest, axis=1))
+    gained = ops.reshape(log_probabilities, (rows * width,)) - _normalizer(logits)
     _, best = ops.top_k(ops.reshape(greatest + gained[:, None], (rows, width * count)), k=wanted)
     best = ops.sort(ops.cast(best, "int32"), axis=1)  # so that of equal numbers the first is found
     parents = best // count
     hypotheses = ops.arange(rows)[:, None] * width + parents  # [B, 2W]
     inside = ops.take(ops.reshape(blocks, (rows * width * count, block)), hypotheses * count + best % count, axis=0)
-    inside = inside + ops.take(gained, hypotheses)[:, :, None]
+    inside = _possible(inside, best % count * block) + ops.take(gained, hypotheses)[:, :, None]
     values, places = ops.top_k(ops.reshape(inside, (rows, wanted * block)), k=wanted)
     places = ops.cast(places, "int32")
     parents, first = (ops.take_along_axis(x, places // block, axis=1) for x in (parents, best % count * block))
