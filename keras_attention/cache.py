@@ -86,12 +86,13 @@ def write(cache, key, value, mask, index):
 
 
 def grow(cache, max_length):
-    """The own part with room for max_length tokens, at least as many as it has now."""
+    """The cache with room for max_length own tokens, at least as many as it has now."""
     more = max_length - ops.shape(cache["mask"])[1]
-    return {
-        name: ops.pad(x, [(0, more if axis == TOKENS[name] else 0) for axis in range(len(x.shape))])
-        for name, x in cache.items()
-    }
+
+    def longer(x, tokens):
+        return ops.pad(x, [(0, more if axis == tokens else 0) for axis in range(len(x.shape))])
+
+    return {**cache, **{name: longer(cache[name], axis) for name, axis in TOKENS.items()}}
 
 
 def fits(cache, length, index):

@@ -4,10 +4,10 @@
     tokens, state = model.initial_state(memory, max_length, beam_width) axis N = B*W
     logits, state, attention = model.step(tokens, position, memory, state)
 
-A model whose state has buffers of max_length has `grow(state, max_length)`, too, which makes them longer: compiled
-searches begin with short buffers. Axis 0 of each part of a state is N.
+Axis 0 of each part of a state is N. A model whose state has buffers of max_length may also have `grow(state,
+max_length)`, which returns the state with longer ones: compiled searches then begin with short buffers.
 
-All is written for a compiler, with keras.ops: buffers of a fixed size, one while_loop with an early exit. The same
+All is written for a compiler, with keras.ops: buffers of a fixed size, while_loops with an early exit. The same
 code runs eagerly, as a plain graph and under XLA, on TensorFlow, JAX and PyTorch.
 
 Rules (those of CTranslate2): log-probabilities are the model's own; PAD and START are excluded after the log-softmax.
@@ -147,14 +147,14 @@ def _most_probable(logits, position):
 def _blocks(logits, least):
     """Logits [N, V] in blocks [N, C, b], and the greatest possible one of each block [N, C].
 
-    Where V is less than `least`, each stands for itself, b = 1. PAD and START are still in the blocks: nothing of the
-    size of the logits is written anew, but for a V without a divisor that would do.
+    Where V is less than `least`, each stands for itself, b = 1. PAD and START are still in the blocks, so that nothing
+    of the size of many logits is written anew, but for a V without a divisor that would do.
     """
     vocabulary = logits.shape[-1]
     block = _block_size(vocabulary) if vocabulary >= least else 1
     count = -(-vocabulary // block)
     if count * block > vocabulary:
-        logits = ops.pad(logits, [(0, 0), (0, count * block - vocabulary)], constant_values=2 * NEVER)
+        logits = ops.pad(logits, [(0, 0), (0, count * block - vocabulary)], constant_values=-math.inf)
     blocks = ops.reshape(logits, (ops.shape(logits)[0], count, block))
     if block == 1:
         return blocks, _possible(logits)
@@ -216,7 +216,7 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
     rows = count // num_samples  # B
     limits = _limits(max_lengths, max_length, rows)  # [B]
     limits = ops.reshape(ops.repeat(limits, num_samples, axis=0), (count,))  # [N]
-    attention = _attention_buffer(model, tokens, memory, state, max_length, count)
+    attention = _attention_buffer(model, rooms, tokens, memory, state, count)
 
     def advance(state, position, tokens, running, total, lengths, ids, attention):
         logits, state, weights = model.step(tokens, position, memory, state)
@@ -228,7 +228,7 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
         lengths = lengths + ops.cast(goes_on, "int32")
         ids = _write(ids, position, ops.where(goes_on, tokens, PAD))
         if weights is not None:
-            weights = ops.where(goes_on[:, None], ops.cast(weights, "float32"), 0.0)
+            weights = ops.where(goes_on[:, None], _widened(weights, attention), 0.0)
             attention = _write(attention, position, weights)
         running = ops.logical_and(goes_on, position + 1 < limits)
         return state, position + 1, tokens, running, total, lengths, ids, attention
@@ -316,7 +316,7 @@ def beam_search(
     rows = count // width  # B
     limits = _limits(max_lengths, max_length, rows)  # [B]
     first_of_row = ops.arange(rows)[:, None] * width  # [B, 1]
-    attention = _attention_buffer(model, tokens, memory, state, max_length, count)
+    attention = _attention_buffer(model, rooms, tokens, memory, state, count)
     has_attention = len(attention.shape) == 3
     if coverage_penalty and not has_attention:
         raise ValueError("beam_search needs a model with attention for its coverage_penalty; set it to 0.")
@@ -325,9 +325,10 @@ def beam_search(
 
     def advance(state, position, beam, finished, history):
         logits, state, weights = model.step(beam["tokens"], position, memory, state)
+        weights = _widened(weights, attention) if has_attention else None
         coverage = beam["coverage"]
         if coverage_penalty:
-            coverage = coverage + ops.reshape(ops.cast(weights, "float32"), (rows, width, source_length))
+            coverage = coverage + ops.reshape(weights, (rows, width, source_length))
         values, tokens, parents = _candidates(logits, beam["log_probabilities"], rows, width)  # [B, 2W]
 
         last = position + 1 >= limits  # [B]
@@ -351,9 +352,7 @@ def beam_search(
         history = {
             "tokens": _write(history["tokens"], position, tokens),
             "parents": _write(history["parents"], position, parents),
-            "attention": _write(history["attention"], position, ops.cast(weights, "float32"))
-            if has_attention
-            else history["attention"],
+            "attention": _write(history["attention"], position, weights) if has_attention else history["attention"],
         }
         beam = {
             "tokens": ops.reshape(tokens, (count,)),
@@ -515,9 +514,19 @@ def _write(buffer, position, values):
     return ops.scatter_update(buffer, ops.reshape(position, (1, 1)), values[None])
 
 
-def _attention_buffer(model, tokens, memory, state, max_length, count):
-    """Zeros [T, N, S] for the weights of every step; [T, 1] for a model that has none."""
+def _attention_buffer(model, rooms, tokens, memory, state, count):
+    """Zeros [T, N, S] for the weights of every step, S that of the last room; [T, 1] for a model that has none."""
+    max_length = rooms[-1]
+    state = model.grow(state, max_length) if len(rooms) > 1 else state
     weights = model.step(tokens, ops.zeros((), dtype="int32"), memory, state)[2]
     if weights is None:
         return ops.zeros((max_length, 1))
     return ops.zeros((max_length, count, ops.shape(weights)[1]))
+
+
+def _widened(weights, buffer):
+    """Weights [N, S] in float32, zeros behind them up to the buffer's S: a room's positions may be among them."""
+    weights, width = ops.cast(weights, "float32"), buffer.shape[2]
+    if None in (width, weights.shape[1]) or width == weights.shape[1]:
+        return weights
+    return ops.pad(weights, [(0, 0), (0, width - weights.shape[1])])

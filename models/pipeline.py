@@ -155,19 +155,17 @@ class Pipeline:
         """What `function` gives, traced anew.
 
         Args:
-            beam_width, num_return, jit_compile: as in `__call__`.
-            weights: makes a context in which the model has other weights than its own, and which gives a dict of parts
-                of the memory that need not be computed.
+            beam_width: W.
+            num_return, jit_compile: as in `__call__`.
+            weights: makes a context in which the model computes with other weights than its own.
         """
         import tensorflow as tf
 
         def decode(x, limits, buffer):
-            with weights() if weights else nullcontext({}) as known:
-                memory = self.model.encode(x)
-                memory = {**memory, **known} if known else memory
+            with weights() if weights else nullcontext():
                 return beam_search(
                     self.model,
-                    memory,
+                    self.model.encode(x),
                     max_length=tf.shape(buffer)[0],
                     max_lengths=limits,
                     beam_width=beam_width,

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import keras
 
+from .token_model import TokenModel
+
 PER_SOURCE = ("source_pieces",)
 INTERNAL = ("target_length", "source_length")
 SMALL = 2**16  # weights of fewer numbers are packed
@@ -57,8 +59,9 @@ def _module(pipeline):
 
     width = pipeline.options.beam_width
     module = tf.Module()
-    weights = _Weights(pipeline.model)
-    module.model_variables = weights.variables
+    ours = isinstance(pipeline.model, TokenModel)  # of another model nothing is known but its verbs
+    weights = _Weights(pipeline.model) if ours else None
+    module.model_variables = weights.variables if ours else [variable.value for variable in pipeline.model.variables]
     module.tokenizers = [
         tokenizer.trackable
         for tokenizer in (pipeline.source_tokenizer, pipeline.target_tokenizer)
@@ -77,7 +80,7 @@ def _module(pipeline):
 
 
 class _Weights:
-    """A model's weights as its export holds them: the small ones in one vector for each dtype.
+    """The weights of one of our models as its export holds them: the small ones in one vector for each dtype.
 
     TensorFlow spends some microseconds a call on every variable, more than a small model on its arithmetic. The output
     matrix stands beside them as decoding multiplies it, so that no call transposes it.
@@ -86,32 +89,41 @@ class _Weights:
     def __init__(self, model):
         import tensorflow as tf
 
-        # The variables themselves, not Keras's wrappers: session loaders, so TensorFlow Serving, find no others.
-        self.variables = [variable.value for variable in model.variables if not _is_small(variable)]
+        self.model = model
+        small = [weight for weight in model.weights if weight.value.shape.num_elements() < SMALL]
         self.packed = {}  # dtype: (vector, its weights)
-        for dtype in sorted({variable.dtype for variable in model.variables if _is_small(variable)}):
-            small = [variable for variable in model.variables if _is_small(variable) and variable.dtype == dtype]
-            vector = tf.concat([tf.reshape(variable.value, [-1]) for variable in small], axis=0)
-            self.packed[dtype] = tf.Variable(vector, trainable=False, name=f"small_{dtype}"), small
-        memory = model.output_memory() if hasattr(model, "output_memory") else {}
-        self.memory = {name: tf.Variable(part, trainable=False, name=name) for name, part in memory.items()}
-        self.variables += [vector for vector, _ in self.packed.values()] + list(self.memory.values())
+        for dtype in sorted({weight.dtype for weight in small}):
+            group = [weight for weight in small if weight.dtype == dtype]
+            vector = tf.concat([tf.reshape(weight.value, [-1]) for weight in group], axis=0)
+            self.packed[dtype] = tf.Variable(vector, trainable=False, name=f"small_{dtype}"), group
+        packed = {id(weight) for weight in small}
+        # The variables themselves, not Keras's wrappers: session loaders, so TensorFlow Serving, find no others.
+        self.variables = [variable.value for variable in model.variables if id(variable) not in packed]
+        matrix = model.output_memory()["output"]
+        self.output = next((variable for variable in self.variables if _is_same(variable, matrix)), None)
+        if self.output is None:
+            self.output = tf.Variable(matrix, trainable=False, name="output")
+            self.variables.append(self.output)
+        self.variables += [vector for vector, _ in self.packed.values()]
 
     @contextlib.contextmanager
     def __call__(self):
-        """Within it the model computes with these weights; gives the parts of `encode`'s memory that they hold."""
+        """Within it the model computes with these weights."""
         import tensorflow as tf
 
         values = []
         for vector, small in self.packed.values():
             parts = tf.split(vector, [variable.value.shape.num_elements() for variable in small])
             values += [(of, tf.reshape(part, of.shape)) for of, part in zip(small, parts, strict=True)]
-        with keras.StatelessScope(values):
-            yield {name: tf.convert_to_tensor(part) for name, part in self.memory.items()}
+        with keras.StatelessScope(values), self.model.laid_out(tf.convert_to_tensor(self.output)):
+            yield
 
 
-def _is_small(variable):
-    return variable.value.shape.num_elements() < SMALL
+def _is_same(variable, matrix):
+    import tensorflow as tf
+
+    alike = variable.shape == matrix.shape and variable.dtype == matrix.dtype
+    return alike and bool(tf.reduce_all(variable == matrix))
 
 
 def _best(answer):

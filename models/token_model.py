@@ -1,5 +1,6 @@
 """The base of every model that writes tokens: logits = features . matrix^T + bias, and a loss that never needs them."""
 
+import contextlib
 import threading
 import weakref
 
@@ -47,6 +48,7 @@ class TokenModel(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._step = _Step()
+        self._laid_out = None
 
     def features(self, x, return_attention_scores=False, training=None):
         """Features [B, T, D], what `logits` takes; with `return_attention_scores`, also the weights."""
@@ -63,7 +65,18 @@ class TokenModel(keras.Model):
 
     def output_memory(self):
         """The output layer's matrix laid out as it is multiplied, [D, V]: a part of what `encode` returns."""
+        if self._laid_out is not None:
+            return {"output": self._laid_out}
         return {"output": ops.cast(ops.transpose(self.output_weights()[0]), self.compute_dtype)}
+
+    @contextlib.contextmanager
+    def laid_out(self, matrix):
+        """A context in which `output_memory` gives this matrix, as an export holds it, and lays out none."""
+        self._laid_out = matrix
+        try:
+            yield
+        finally:
+            self._laid_out = None
 
     def call(self, x, return_attention_scores=False, training=None):
         if return_attention_scores:

@@ -319,8 +319,8 @@ class Transformer(TokenModel):
         return tokens, {"layers": [block.initial_cache(count, max_length) for block in self.decoder]}
 
     def grow(self, state, max_length):
-        """The state with caches of `max_length` tokens, more than they had room for."""
-        return {"layers": [cache.grow(layer, max_length) for layer in state["layers"]]}
+        """The state with caches of `max_length` tokens, at least as many as they have room for."""
+        return {**state, "layers": [cache.grow(layer, max_length) for layer in state["layers"]]}
 
     def step(self, tokens, position, memory, state):
         """Logits [N, V], new state and attention [N, S] after tokens [N], which stand at `position`."""

@@ -9,7 +9,9 @@ import pytest
 from helpers import randomize, to_numpy
 from keras import ops
 
+from keras_attention.cache import compiled
 from keras_attention.models import Seq2Seq, beam_search, decoding, greedy_search, sample, uniform_numbers
+from keras_attention.models.decoding import NEVER
 from keras_attention.models.tokenizers import END, PAD, START
 
 pytestmark = pytest.mark.backends
@@ -340,7 +342,7 @@ def test_errors(call, message):
         call(markov())
 
 
-@pytest.mark.parametrize("vocabulary", [7, 600, 6100])
+@pytest.mark.parametrize("vocabulary", [7, 600, 4099, 6100])  # 4,099 is prime
 @pytest.mark.parametrize("different", [3, 10**6])
 def test_candidates_by_blocks_are_the_best_of_all(vocabulary, different):
     """With few different numbers nearly all are equal to others, and the first ones count."""
@@ -358,3 +360,66 @@ def test_candidates_by_blocks_are_the_best_of_all(vocabulary, different):
     values, tokens, parents = (to_numpy(x) for x in decoding._candidates(*arrays, rows, width))
     np.testing.assert_array_equal(parents * vocabulary + tokens, order)
     np.testing.assert_allclose(values, np.take_along_axis(total, order, axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [7, 600, 4099])
+@pytest.mark.parametrize("different", [3, 10**6])
+def test_the_most_probable_by_blocks_is_the_best_of_all(vocabulary, different):
+    if different < vocabulary and keras.backend.backend() == "torch":
+        pytest.skip("torch.argmax does not say which of equal numbers it takes")
+    logits = np.random.default_rng(vocabulary).integers(0, different, (40, vocabulary)).astype("float32")
+    logits[:, [PAD, START]] = 2 * different
+    logits[0], logits[0, 4] = -np.inf, 0
+    possible = logits.copy()
+    possible[:, [PAD, START]] = -np.inf
+    found = decoding._most_probable(ops.convert_to_tensor(logits), 0)
+    np.testing.assert_array_equal(to_numpy(found), possible.argmax(axis=1))
+
+
+def test_where_only_one_token_is_possible_no_other_is_found():
+    logits = np.full((3, 4099), -np.inf, "float32")
+    logits[:, END] = 1.0
+    before = np.array([[0.0, NEVER, NEVER]], "float32")
+    values, tokens, _ = decoding._candidates(ops.convert_to_tensor(logits), ops.convert_to_tensor(before), 1, 3)
+    assert to_numpy(tokens)[0, 0] == END and to_numpy(values)[0, 0] == 0.0
+    assert to_numpy(tokens).max() < 4099
+
+
+class Remembering(Markov):
+    """What comes next also depends on all that was written, in a buffer which may grow; the attention shows it."""
+
+    def initial_state(self, memory, max_length, beam_width=1):
+        tokens, state = super().initial_state(memory, max_length, beam_width)
+        count = ops.shape(tokens)[0]
+        return tokens, {**state, "written": ops.zeros((count, max_length)), "steps": ops.zeros((count,))}
+
+    def grow(self, state, max_length):
+        more = max_length - state["written"].shape[1]
+        return {**state, "written": ops.pad(state["written"], [(0, 0), (0, more)])}
+
+    def step(self, tokens, position, memory, state):
+        here = ops.arange(state["written"].shape[1]) == position
+        written = ops.where(here[None, :], ops.cast(tokens, "float32")[:, None], state["written"])
+        logits, _, _ = super().step(tokens, position, memory, state)
+        logits = logits + ops.sin(ops.sum(written, axis=1) * 0.7)[:, None] * ops.cos(ops.arange(V, dtype="float32"))
+        return logits, {**state, "written": written, "steps": state["steps"] + 1}, written
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6, 7])
+def test_a_search_whose_buffers_grow_finds_the_same(steps):
+    table = markov(steps=steps, seed=steps)[0].table
+    table[..., END] -= 2.0  # so that most answers are long
+    model, memory = Remembering(table), ops.zeros((3, 1))
+    numbers = ops.convert_to_tensor(uniforms(3, steps))
+
+    def decode():
+        beams = beam_search(model, memory, steps, beam_width=3, num_return=2)
+        return beams, greedy_search(model, memory, steps), sample(model, memory, numbers)
+
+    expected = decode()
+    with compiled():
+        found = decode()
+    for one, two in zip(found, expected, strict=True):
+        for part, other in zip(one, two, strict=True):
+            np.testing.assert_allclose(to_numpy(part), to_numpy(other), atol=1e-5)
+    assert to_numpy(expected[0].lengths).max() == steps

@@ -10,7 +10,7 @@ import tensorflow as tf
 from click.testing import CliRunner
 from helpers import randomize, run_python
 
-from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq
+from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq, serving
 from keras_attention.training.cli import main
 from keras_attention.training.tasks import dates
 
@@ -194,6 +194,30 @@ def test_ids_in_and_out(tmp_path):
         for row, result in enumerate(pipeline(rows)):
             found = outputs["target_ids"][row].numpy()
             assert found[found != 0].tolist() == result.target_ids
+
+
+class Contrary(Seq2Seq):
+    """Its memory is its own business."""
+
+    def encode(self, x):
+        memory = super().encode(x)
+        return {**memory, "output": -memory["output"]}
+
+
+def test_an_export_computes_with_the_models_own_memory(tmp_path):
+    pipeline = Pipeline(randomize(Contrary(9, 11, units=16), seed=2), max_length=6)
+    before = [result.target_ids for result in pipeline([[5, 6, 7], [8]])]
+    loaded = tf.saved_model.load(str(pipeline.export(tmp_path)))
+    ids = loaded.signatures["serving_default"](tokens=tf.constant([[5, 6, 7], [8, 0, 0]]))["target_ids"].numpy()
+    assert [row[row != 0].tolist() for row in ids] == before
+    assert [result.target_ids for result in pipeline([[5, 6, 7], [8]])] == before
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_output_matrix_is_held_as_it_is_multiplied_and_once(tied):
+    model = Seq2Seq(9, 5000, units=16, embedding_width=16, tie_embeddings=tied)
+    shapes = [tuple(variable.shape) for variable in serving._Weights(model).variables]
+    assert shapes.count((5000, 16)) == 1 and shapes.count((16, 5000)) == 1  # the embedding, and the output matrix
 
 
 def test_compiled_programs_are_reused(shipped):
