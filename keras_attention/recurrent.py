@@ -32,6 +32,9 @@ class AttentiveRNN(keras.layers.Layer):
     Weights are computed after the loop, in one batched step, and only if asked for. `step` does one step of the same
     computation, for decoding.
 
+    With `context_gate`, a scalar of the query scales every context: c_t = sigmoid(w_g q_t + b_g) attention(q_t, h) (Xu
+    et al. 2015).
+
     Args:
         units: U, width of each layer's hidden state.
         attention: an `Attention` layer of any score, or None for the networks that attention was invented against:
@@ -41,6 +44,7 @@ class AttentiveRNN(keras.layers.Layer):
         cell: "simple_rnn" (with tanh), "gru" or "lstm".
         layers: number of recurrent layers, each reading the hidden state of the one below.
         order: "bahdanau" or "luong".
+        context_gate: whether a scalar of the query scales the context; needs attention.
 
     Call arguments:
         sequence: [B, T, E], what is fed at each step.
@@ -65,21 +69,34 @@ class AttentiveRNN(keras.layers.Layer):
 
     References:
         Bahdanau, Cho, Bengio 2015, https://arxiv.org/abs/1409.0473, section A.2.2 (with tanh for the paper's maxout);
-        Luong, Pham, Manning 2015, https://arxiv.org/abs/1508.04025, sections 3 and 3.3.
+        Luong, Pham, Manning 2015, https://arxiv.org/abs/1508.04025, sections 3 and 3.3; Xu et al.
+        2015, https://arxiv.org/abs/1502.03044, section 4.2.1 (the gate).
     """
 
-    def __init__(self, units, attention=None, readout_units=None, cell="gru", layers=1, order="bahdanau", **kwargs):
+    def __init__(
+        self,
+        units,
+        attention=None,
+        readout_units=None,
+        cell="gru",
+        layers=1,
+        order="bahdanau",
+        context_gate=False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        _check_arguments(attention, cell, layers, order)
+        _check_arguments(attention, cell, layers, order, context_gate)
         self.units = units
         self.attention = attention
         self.readout_units = readout_units or units
         self.cell = cell
         self.layers = layers
         self.order = order
+        self.context_gate = context_gate
         policy = {"dtype": self.dtype_policy}
         self.cells = [CELLS[cell](units, name=f"cell_{number}", **policy) for number in range(layers)]
         self.readout = keras.layers.Dense(self.readout_units, activation="tanh", name="readout", **policy)
+        self.gate = keras.layers.Dense(1, activation="sigmoid", name="gate", **policy) if context_gate else None
         self.supports_masking = True
 
     @property
@@ -95,6 +112,8 @@ class AttentiveRNN(keras.layers.Layer):
             if not self.attention.built:
                 self.attention.build(*shapes)
             context_width = self.attention.compute_output_shape(*shapes)[-1]
+        if self.gate is not None:
+            self.gate.build((None, None, self.units))
         extra = context_width if self.order == "bahdanau" else self.readout_units
         for number, cell in enumerate(self.cells):
             cell.build((None, self.units if number else input_width + extra))
@@ -190,6 +209,7 @@ class AttentiveRNN(keras.layers.Layer):
         values = prepared["values"]
         query = ops.reshape(query, (ops.shape(values)[0], -1, self.units))  # [B, W, U]
         context, weights = self.attention.attend(query, values, prepared["keys"], prepared["mask"][:, None, :])
+        context = context if self.gate is None else context * self.gate(query)
         return ops.reshape(context, (-1, context.shape[-1])), ops.reshape(weights, (-1, ops.shape(weights)[-1]))
 
     def _recur(self, inputs, state):
@@ -287,6 +307,7 @@ class AttentiveRNN(keras.layers.Layer):
             "cell": self.cell,
             "layers": self.layers,
             "order": self.order,
+            "context_gate": self.context_gate,
         }
 
     @classmethod
@@ -334,7 +355,7 @@ def _sizes(cell):
     return list(cell.state_size) if isinstance(cell.state_size, (list, tuple)) else [cell.state_size]
 
 
-def _check_arguments(attention, cell, layers, order):
+def _check_arguments(attention, cell, layers, order, context_gate):
     if attention is not None and (not isinstance(attention, Attention) or isinstance(attention, SelfAttention)):
         raise TypeError(
             "AttentiveRNN expects attention to be a layer such as AdditiveAttention(units), or None. "
@@ -345,6 +366,8 @@ def _check_arguments(attention, cell, layers, order):
             "AttentiveRNN draws no random numbers inside its loop and expects an attention with dropout=0. "
             f"Received: dropout={attention.dropout}; drop out the memory or the output instead."
         )
+    if context_gate and attention is None:
+        raise ValueError("AttentiveRNN expects attention for context_gate=True: the gate scales what is attended to.")
     if layers < 1:
         raise ValueError(f"AttentiveRNN expects at least 1 layer. Received: layers={layers}")
     for name, value, known in (("cell", cell, CELLS), ("order", order, ORDERS)):

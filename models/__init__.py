@@ -5,6 +5,7 @@ if __name__ == "models":
         "This folder is installed as keras_attention.models: write `from keras_attention.models import ...`."
     )
 
+from .captioner import ImageCaptioner
 from .decoding import Hypotheses, beam_search, greedy_search, sample, uniform_numbers
 from .inspection import AttentionScores, attention_scores, word_similarity
 from .pipeline import Pipeline, Result, list_presets
@@ -17,6 +18,7 @@ __all__ = [
     "AttentionScores",
     "CharacterTokenizer",
     "Hypotheses",
+    "ImageCaptioner",
     "Pipeline",
     "Result",
     "SentencePieceTokenizer",

@@ -109,7 +109,7 @@ def word_similarity(pipeline, word, source, other):
 def _read(pipeline, source):
     """(pieces, x for the model) of one input."""
     rows = pipeline.check_inputs([source])
-    x, lengths = pipeline.read(**pipeline._batch(rows))
+    x, lengths = pipeline.read(**pipeline.inputs.batch(rows))
     if not int(lengths[0]):
         raise ValueError("The source is empty: there is nothing to look at.")
     if pipeline.source_tokenizer is None:

@@ -14,7 +14,8 @@ from keras_attention.cache import compiled
 
 from .decoding import beam_search
 from .files import atomic_write, load_weights, save_weights
-from .tokenizers import PAD, load_tokenizer, save_tokenizer
+from .inputs import inputs_for
+from .tokenizers import load_tokenizer, save_tokenizer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 BUCKET = 16  # compiled decoding rounds lengths up to multiples of this, and batches to powers of two
@@ -32,6 +33,8 @@ class Result:
         attention: array [len(target_pieces), len(source_pieces)], or None if the model has no attention.
         target_ids: the ids of the answer, without START and END.
         alternatives: the next best answers, best first, where more than one was asked for.
+        attention_map: of an image's answer, `attention` as an array [len(target_pieces), h, w] over its grid.
+        error: why there is no answer, in one sentence, where an image could not be read; text and ids are empty then.
     """
 
     text: str | None
@@ -42,6 +45,8 @@ class Result:
     attention: np.ndarray | None
     target_ids: list[int]
     alternatives: list["Result"] = field(default_factory=list)
+    attention_map: np.ndarray | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,8 @@ class Pipeline:
 
     Args:
         model: a Seq2Seq, or any Keras model with the verbs `encode`, `initial_state` and `step`.
-        source_tokenizer: reads text; None for a model whose inputs are ids [B, S], padded with 0, or features
-            [B, S, F] (one with `source_width`).
+        source_tokenizer: reads text; None for a model whose inputs are ids [B, S], padded with 0, features [B, S, F]
+            (one with `source_width`) or images (one with `image_size`).
         target_tokenizer: writes text; None leaves ids.
         options: keyword arguments of `DecodingOptions`.
 
@@ -107,24 +112,30 @@ class Pipeline:
                 f"Received: {', '.join(unknown)}"
             )
         self.options = _within(DecodingOptions(**options), model)
-        self.source_width = None if source_tokenizer is not None else getattr(model, "source_width", None)
+        self.inputs = inputs_for(model, source_tokenizer, self.options.max_source_length)
         self._functions = {}
         _check_vocabulary(model, "source", source_tokenizer)
         _check_vocabulary(model, "target", target_tokenizer)
+
+    @property
+    def source_width(self):
+        """F of a model that reads features; None for any other."""
+        return getattr(self.inputs, "width", None)
 
     def __call__(self, inputs, beam_width=None, num_return=1, batch_size=32, jit_compile=False):
         """Answers each input.
 
         Args:
-            inputs: a list of texts (str or UTF-8 bytes); without a source tokenizer a list of lists of ids, or of
-                arrays of features [S, F].
+            inputs: a list of texts (str or UTF-8 bytes); without a source tokenizer a list of lists of ids, of arrays
+                of features [S, F], or of images (the bytes of JPEG or PNG files, or their paths).
             beam_width: W, or None for the pipeline's own.
             num_return: how many answers for each input; the others stand in `alternatives`.
             batch_size: inputs decoded together, inputs of like length beside each other.
             jit_compile: compile the decode with XLA: slower the first time, then faster.
 
         Returns:
-            A list of `Result`, one for each input, in order.
+            A list of `Result`, one for each input, in order. An image that cannot be read has one with an `error`, and
+            does not keep the others from their answers.
         """
         if min(num_return, batch_size, self.options.beam_width if beam_width is None else beam_width) < 1:
             raise ValueError(
@@ -132,13 +143,13 @@ class Pipeline:
                 f"beam_width={beam_width}, num_return={num_return}, batch_size={batch_size}"
             )
         width = max(num_return, beam_width or self.options.beam_width)
-        inputs = self.check_inputs(inputs)
+        inputs, wrong = self.inputs.check(inputs)
         answer = self.function(width, num_return, jit_compile)
-        order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
-        results = [None] * len(inputs)
+        order = sorted((i for i in range(len(inputs)) if i not in wrong), key=lambda i: len(inputs[i]))
+        results = [_unread(wrong[i]) if i in wrong else None for i in range(len(inputs))]
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            outputs = answer(**self._batch([inputs[row] for row in rows]))
+            outputs = answer(**self.inputs.batch([inputs[row] for row in rows]))
             outputs = {name: output.numpy() for name, output in outputs.items()}
             for place, row in enumerate(rows):
                 results[row] = _result(outputs, place, num_return)
@@ -151,7 +162,7 @@ class Pipeline:
             self._functions[key] = self.trace(*key)
         return self._functions[key]
 
-    def trace(self, beam_width, num_return=1, jit_compile=False, weights=None):
+    def trace(self, beam_width, num_return=1, jit_compile=False, weights=nullcontext):
         """What `function` gives, traced anew.
 
         Args:
@@ -162,7 +173,7 @@ class Pipeline:
         import tensorflow as tf
 
         def decode(x, limits, buffer):
-            with weights() if weights else nullcontext():
+            with weights():
                 return beam_search(
                     self.model,
                     self.model.encode(x),
@@ -180,11 +191,12 @@ class Pipeline:
 
         vector = tf.TensorSpec([None], tf.int32)
         decode_compiled = tf.function(
-            decode_faster, [self._source(), vector, vector], autograph=False, jit_compile=True
+            decode_faster, [self.inputs.source(), vector, vector], autograph=False, jit_compile=True
         )
 
         def answer(**inputs):
-            x, lengths = self.read(**inputs)
+            with weights():  # an image goes through a backbone here; what is compiled has a context of its own
+                x, lengths = self.read(**inputs)
             limits = self.limits(lengths)
             if jit_compile:
                 hypotheses = self._decode_in_buckets(decode_compiled, x, limits)
@@ -197,41 +209,16 @@ class Pipeline:
     def signature(self):
         """What `function()` and the SavedModel take, tensor specifications by name.
 
-        `text` [B]; or without a source tokenizer `tokens` [B, S]; or for a model of features `features` [B, S, F] and
-        `source_mask` [B, S].
+        `text` [B]; or without a source tokenizer `tokens` [B, S]; for a model of features `features` [B, S, F] and
+        `source_mask` [B, S]; for one of images `image` [B], the bytes of JPEG or PNG files.
         """
-        import tensorflow as tf
+        return self.inputs.signature()
 
-        if self.source_tokenizer is not None:
-            return {"text": tf.TensorSpec([None], tf.string, "text")}
-        if self.source_width is None:
-            return {"tokens": tf.TensorSpec([None, None], tf.int32, "tokens")}
-        return {
-            "features": tf.TensorSpec([None, None, self.source_width], tf.float32, "features"),
-            "source_mask": tf.TensorSpec([None, None], tf.bool, "source_mask"),
-        }
-
-    def _source(self):
-        """Specifications of what the model's `encode` takes."""
-        import tensorflow as tf
-
-        if self.source_width is None:
-            return {"source": tf.TensorSpec([None, None], tf.int32)}
-        signature = self.signature()
-        return {"source": signature["features"], "source_mask": signature["source_mask"]}
-
-    def read(self, text=None, tokens=None, features=None, source_mask=None):
+    def read(self, **inputs):
         """Inputs -> x for `encode`, cut behind the last real position (S at least 1), and lengths [B]."""
         import tensorflow as tf
 
-        if features is not None:
-            x, real = {"source": features, "source_mask": source_mask}, source_mask
-            tf.debugging.assert_all_finite(
-                tf.where(real[:, :, None], features, 0.0), "Features must be finite numbers."
-            )
-        else:
-            ids = tokens if text is None else self.source_tokenizer.tokenize(text).to_tensor(PAD)
-            x, real = {"source": ids}, ids != PAD
+        x, real = self.inputs.read(**inputs)
         columns = tf.shape(real)[1]
         lengths = tf.reduce_max(tf.pad(tf.where(real, tf.range(1, columns + 1), 0), [[0, 0], [0, 1]]), axis=1)
         longest = self.options.max_source_length
@@ -289,6 +276,9 @@ class Pipeline:
         }
         if hypotheses.attention is not None:
             outputs["attention"] = tf.pad(hypotheses.attention, [[0, 0], [0, 0], [0, 1], [0, 0]])[:, :, :steps]
+            if (grid := getattr(self.model, "grid_size", None)) is not None:
+                shape = tf.concat([tf.shape(outputs["attention"])[:3], grid], axis=0)
+                outputs["attention_map"] = tf.reshape(outputs["attention"], shape)
         if self.source_tokenizer is not None:
             outputs["source_pieces"] = self.source_tokenizer.pieces(x["source"])
         if self.target_tokenizer is not None:
@@ -301,92 +291,13 @@ class Pipeline:
         """Inputs as a list of bytes, or of arrays; one sentence for anything that the model does not accept.
 
         Raises:
-            TypeError, ValueError: no list of texts (of ids, of features), a text that is too long, an unknown id, a
-                feature that is not finite.
+            TypeError, ValueError: no list of texts (of ids, of features, of images), a text that is too long, an
+                unknown id, a feature that is not finite, an image that cannot be read.
         """
-        if self.source_tokenizer is None:
-            check = self._check_ids if self.source_width is None else self._check_features
-            return [check(number, row) for number, row in enumerate(inputs)]
-        if isinstance(inputs, (str, bytes)):
-            raise TypeError("Pipeline expects a list of texts. Received one text: write pipeline([text]).")
-        texts = []
-        for number, text in enumerate(inputs):
-            if not isinstance(text, (str, bytes)):
-                raise TypeError(f"Pipeline expects texts. Received: input {number} is a {type(text).__name__}.")
-            texts.append(text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text)
-        self._check_lengths(texts)
-        return texts
-
-    def _check_ids(self, number, row):
-        """Ids [S] of one row, without the padding behind them."""
-        ids = np.asarray(row)
-        if ids.ndim != 1 or ids.size and ids.dtype.kind not in "iu":
-            raise TypeError(
-                "This pipeline has no source tokenizer: it expects rows of ids, each of one axis. "
-                f"Received: input {number} is {ids.dtype} of shape {ids.shape}."
-            )
-        known = getattr(self.model, "source_vocabulary", None) or np.iinfo("int32").max
-        if ids.size and not 0 <= ids.min() <= ids.max() < known:
-            raise ValueError(f"This model knows the ids 0 to {known - 1}. Received: input {number} has {ids.tolist()}")
-        real = np.flatnonzero(ids != PAD)
-        ids = ids[: real[-1] + 1] if len(real) else ids[:0]
-        self._check_length(number, ids, "ids")
-        return ids.astype("int32")
-
-    def _check_features(self, number, row):
-        """Features [S, F] of one row."""
-        features = np.asarray(row)
-        if features.ndim != 2 or features.shape[1] != self.source_width or features.dtype.kind not in "fiu":
-            raise TypeError(
-                f"This model reads features: it expects arrays of numbers [length, {self.source_width}]. "
-                f"Received: input {number} is {features.dtype} of shape {features.shape}."
-            )
-        with np.errstate(over="ignore"):
-            features = features.astype("float32")
-        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-        if len(bad):
-            raise ValueError(
-                f"Features must be finite numbers. Received: input {number} has NaN or infinity at position {bad[0]}."
-            )
-        self._check_length(number, features, "positions")
-        return features
-
-    def _check_length(self, number, row, what):
-        if len(row) > self.options.max_source_length:
-            raise ValueError(
-                f"This model accepts at most {self.options.max_source_length} {what}. Received: input {number} has "
-                f"{len(row)}; shorten or split it."
-            )
-
-    def _check_lengths(self, texts):
-        longest = self.options.max_source_length
-        # A byte makes three pieces at most (an invalid one, read as U+FFFD), and a blank may be put in front.
-        for number, text in enumerate(texts):
-            if 3 * len(text) + 1 > longest:
-                length = int(self.source_tokenizer.tokenize([text]).row_lengths()[0])
-                if length > longest:
-                    raise ValueError(
-                        f"This model accepts at most {longest} pieces. Received: input {number} has {length} "
-                        f"({text[:40].decode('utf-8', 'ignore')!r}...); shorten or split it."
-                    )
-
-    def _batch(self, rows):
-        """Rows that `check_inputs` returned, as tensors by the names of `signature`."""
-        import tensorflow as tf
-
-        if self.source_tokenizer is not None:
-            return {"text": tf.constant(rows)}
-        lengths = np.array([len(row) for row in rows])
-        shape = (len(rows), max(1, *lengths))
-        if self.source_width is None:
-            source = np.full(shape, PAD, "int32")
-        else:
-            source = np.zeros((*shape, self.source_width), "float32")
-        for place, row in enumerate(rows):
-            source[place, : len(row)] = row
-        if self.source_width is None:
-            return {"tokens": tf.constant(source)}
-        return {"features": tf.constant(source), "source_mask": tf.constant(np.arange(shape[1]) < lengths[:, None])}
+        rows, wrong = self.inputs.check(inputs)
+        for number, error in wrong.items():
+            raise ValueError(f"Input {number}: {error}")
+        return rows
 
     # Files
 
@@ -479,10 +390,15 @@ def _result(outputs, row, num_return):
                 source_pieces=source_pieces,
                 target_pieces=[_text(piece) for piece in pieces],
                 attention=attention,
+                attention_map=outputs["attention_map"][row, rank, :length] if "attention_map" in outputs else None,
                 target_ids=outputs["target_ids"][row, rank, :length].tolist(),
             )
         )
     return Result(**answers[0], alternatives=[Result(**answer) for answer in answers[1:]])
+
+
+def _unread(error):
+    return Result("", 0.0, 0.0, [], [], None, [], error=error)
 
 
 def _text(value):

@@ -47,13 +47,16 @@ class Seq2Seq(TokenModel):
         units: U, width of the decoder's state and of the memory (of a bidirectional encoder, each direction gives
             half of it).
         embedding_width: E, width of both embeddings; `units` when None.
-        encoder_layers, decoder_layers: number of recurrent layers.
+        encoder_layers, decoder_layers: number of recurrent layers. With encoder_layers=0 the decoder attends to the
+            embedded source (or the features) itself, and its first state comes from their mean, as it does where a grid
+            of image features is the source (Xu et al. 2015).
         cell: "simple_rnn", "gru" or "lstm", of encoder and decoder.
         bidirectional: whether the encoder reads in both directions.
         attention: "additive", "dot", "scaled_dot", "general", "concat", "cosine", "location" (which needs
             `max_source_length`), any `keras_attention.Attention` layer, or None for a fixed context: the encoder's
             last states.
         order: "bahdanau" (attend, then recur) or "luong" (recur, then attend, with input feeding).
+        context_gate: whether a scalar of the state scales each context (Xu et al. 2015); needs attention.
         context: without attention, where the fixed context enters: at "every_step" and in the decoder's first state
             (Cho et al. 2014), or in the "first_state" alone (Sutskever et al. 2014).
         dropout: share dropped of embeddings, memory and readout in training.
@@ -83,7 +86,7 @@ class Seq2Seq(TokenModel):
     References:
         Bahdanau, Cho, Bengio 2015, https://arxiv.org/abs/1409.0473; Luong, Pham, Manning 2015,
         https://arxiv.org/abs/1508.04025; Cho et al. 2014, https://arxiv.org/abs/1406.1078; Sutskever, Vinyals, Le
-        2014, https://arxiv.org/abs/1409.3215.
+        2014, https://arxiv.org/abs/1409.3215; Xu et al. 2015, https://arxiv.org/abs/1502.03044.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Seq2Seq(TokenModel):
         attention="additive",
         order="bahdanau",
         context="every_step",
+        context_gate=False,
         dropout=0.0,
         tie_embeddings=True,
         source_width=None,
@@ -120,6 +124,7 @@ class Seq2Seq(TokenModel):
         self.bidirectional = bidirectional
         self.order = order
         self.context = context
+        self.context_gate = context_gate
         self.dropout = dropout
         self.tie_embeddings = tie_embeddings
         self.source_width = source_width
@@ -141,6 +146,7 @@ class Seq2Seq(TokenModel):
             cell=cell,
             layers=decoder_layers,
             order=order,
+            context_gate=context_gate,
             name="decoder",
             **policy,
         )
@@ -173,13 +179,13 @@ class Seq2Seq(TokenModel):
         width = (None, None, self.source_width)
         if self.source_embedding is not None:
             width = _built_shape(self.source_embedding, width if self.source_vocabulary is None else (None, None))
-        memory = (None, None, self.units)
+        memory = (None, None, self.units) if self.encoders else width
         embedded = _built_shape(self.target_embedding, (None, None))
         for number, encoder in enumerate(self.encoders):
             encoder.build(memory if number else width)
-        self.bridge.build((None, self.units))
+        self.bridge.build((None, memory[-1]))
         if self.decoder.attention is None:
-            memory = (None, self.units) if self.context == "every_step" else None
+            memory = (None, memory[-1]) if self.context == "every_step" else None
         self.decoder.build(embedded, memory)
         if self.tie_embeddings:
             _check_tied(self.target_embedding, (self.target_vocabulary, self.embedding_width))
@@ -212,24 +218,25 @@ class Seq2Seq(TokenModel):
         return ops.transpose(self.output_layer.kernel), self.output_layer.bias
 
     def _encode(self, x, training=None):
-        """Memory [B, S, U] (of a fixed context [B, U] or None), its mask [B, S] (None) and the last states [B, U]."""
-        states, mask = self._read_source(x, training)
+        """Memory [B, S, M] (of a fixed context [B, M] or None), its mask [B, S] (None) and a summary [B, M]."""
+        states, mask = self._read_source(x)
+        if self.source_embedding is not None or not self.encoders:
+            states = self.dropout_layer(states, training=training)
+        summary = None if self.encoders else _mean(states, mask)
         for encoder in self.encoders:
             states, *last = encoder(states, mask=mask)
             states = self.dropout_layer(states, training=training)
-        hidden = last[:: 2 if self.cell == "lstm" else 1]  # of each direction
-        summary = hidden[0] if len(hidden) == 1 else ops.concatenate(hidden, axis=-1)
+        if summary is None:
+            hidden = last[:: 2 if self.cell == "lstm" else 1]  # of each direction
+            summary = hidden[0] if len(hidden) == 1 else ops.concatenate(hidden, axis=-1)
         if self.decoder.attention is not None:
             return states, mask, summary
         return (summary if self.context == "every_step" else None), None, summary
 
-    def _read_source(self, x, training):
+    def _read_source(self, x):
         """Embedded source [B, S, E] (or features [B, S, F]) and its mask [B, S]."""
         source, mask = read_source(self, x)
-        if self.source_embedding is not None:
-            source = self.source_embedding(source)
-            source = self.dropout_layer(source, training=training)
-        return source, mask
+        return (source if self.source_embedding is None else self.source_embedding(source)), mask
 
     # Generation: the three verbs that decoding.py knows.
 
@@ -258,7 +265,7 @@ class Seq2Seq(TokenModel):
 
     def get_config(self):
         names = ("units", "embedding_width", "encoder_layers", "decoder_layers", "cell", "bidirectional", "order")
-        names += ("context", "dropout", "tie_embeddings", "source_width", "max_source_length")
+        names += ("context", "context_gate", "dropout", "tie_embeddings", "source_width", "max_source_length")
         names += ("source_vocabulary", "target_vocabulary")
         layers = {
             "attention": self.decoder.attention,
@@ -294,6 +301,12 @@ def _attention_layer(attention, units, longest, policy):
     return ATTENTIONS[attention](units, longest, policy)
 
 
+def _mean(states, mask):
+    """The mean [B, M] of the states [B, S, M] that the mask [B, S] shows; 0 of none."""
+    shown = ops.cast(mask, states.dtype)[:, :, None]
+    return ops.sum(states * shown, axis=1) / ops.maximum(ops.sum(shown, axis=1), 1)
+
+
 def _built_shape(layer, shape):
     """Builds an embedding where needed and returns what it makes of a shape."""
     if not layer.built:
@@ -302,8 +315,8 @@ def _built_shape(layer, shape):
 
 
 def _check_arguments(units, encoder_layers, bidirectional, cell, context):
-    if encoder_layers < 1:
-        raise ValueError(f"Seq2Seq expects at least 1 encoder layer. Received: encoder_layers={encoder_layers}")
+    if encoder_layers < 0:
+        raise ValueError(f"Seq2Seq expects 0 or more encoder layers. Received: encoder_layers={encoder_layers}")
     if units < 1 or bidirectional and units % 2:
         raise ValueError(
             "Seq2Seq expects an even number of units, half for each direction of a bidirectional encoder. "

@@ -60,7 +60,7 @@ def _module(pipeline):
     width = pipeline.options.beam_width
     module = tf.Module()
     ours = isinstance(pipeline.model, TokenModel)  # of another model nothing is known but its verbs
-    weights = _Weights(pipeline.model) if ours else None
+    weights = _Weights(pipeline.model) if ours else contextlib.nullcontext
     module.model_variables = weights.variables if ours else [variable.value for variable in pipeline.model.variables]
     module.tokenizers = [
         tokenizer.trackable

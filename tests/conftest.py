@@ -17,6 +17,23 @@ def forget_compiled_programs():
         gc.collect()
 
 
+# Files whose graphs TensorFlow rewrites before it runs them, as it does everywhere but in tests. A third of the others'
+# time would go into rewriting graphs that run once.
+REWRITTEN = {"test_ctranslate2", "test_serving", "test_token_model", "test_train"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def graphs_as_they_are_traced(request):
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": request.module.__name__ not in REWRITTEN})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
 @pytest.fixture
 def no_export(monkeypatch):
     """Training without the seconds that pictures and the SavedModel take."""

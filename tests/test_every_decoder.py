@@ -27,6 +27,15 @@ CONFIGURATIONS = {
     "features": {"source_vocabulary": None, "source_width": F},
     "features, luong": {"source_vocabulary": None, "source_width": F, "order": "luong", "attention": "dot"},
     "features, no attention": {"source_vocabulary": None, "source_width": F, "attention": None},
+    "features, no encoder, gate": {
+        "source_vocabulary": None,
+        "source_width": F,
+        "encoder_layers": 0,
+        "context_gate": True,
+        "cell": "lstm",
+    },
+    "no encoder": {"encoder_layers": 0, "order": "luong", "context_gate": True},
+    "no encoder, no attention": {"encoder_layers": 0, "attention": None},
 }
 TRANSFORMERS = {
     "transformer": {},

@@ -26,6 +26,7 @@ CONFIGURATIONS = [
     for cell, layers in (("gru", 1), ("lstm", 2), ("simple_rnn", 1), ("gru", 2))
     for order in ("bahdanau", "luong")
 ] + [{"name": name} for name in ("dot", "scaled_dot")]
+CONFIGURATIONS += [{"name": "additive", "order": order, "context_gate": True} for order in ("bahdanau", "luong")]
 
 
 def identity(options):
@@ -93,8 +94,9 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def test_numbers_equal_an_oracle():
-    layer = built("additive")
+@pytest.mark.parametrize("gate", [False, True])
+def test_numbers_equal_an_oracle(gate):
+    layer = built("additive", context_gate=gate)
     output, weights = layer(SEQUENCE, MEMORY, STATE, memory_mask=MASK, return_attention_scores=True)
     a = layer.attention
     kernel, recurrent = to_numpy(layer.cells[0].kernel), to_numpy(layer.cells[0].recurrent_kernel)
@@ -104,6 +106,8 @@ def test_numbers_equal_an_oracle():
         q, k = state @ to_numpy(a.query_projection.kernel), MEMORY @ to_numpy(a.key_projection.kernel)
         attention = numpy_softmax(np.tanh(q[:, None] + k) @ to_numpy(a.score_vector), MASK)
         context = np.einsum("bs,bsm->bm", attention, MEMORY)
+        if gate:
+            context *= sigmoid(state @ to_numpy(layer.gate.kernel) + to_numpy(layer.gate.bias))
         x = np.concatenate([SEQUENCE[:, t], context], -1) @ kernel + bias
         h = state @ recurrent + recurrent_bias
         z, r = sigmoid(x[:, :U] + h[:, :U]), sigmoid(x[:, U : 2 * U] + h[:, U : 2 * U])
@@ -217,6 +221,7 @@ def test_without_a_first_state_it_begins_at_zero():
         (lambda: make(cell="lstm")(SEQUENCE, MEMORY, STATE), ValueError, r"\[batch, 22\].*shape=\(2, 11\)"),
         (lambda: make(cell="rnn"), ValueError, "one of simple_rnn, gru, lstm. Received: cell='rnn'"),
         (lambda: make(order="keras"), ValueError, "one of bahdanau, luong. Received: order='keras'"),
+        (lambda: make("none", context_gate=True), ValueError, "attention for context_gate=True"),
         (lambda: make(layers=0), ValueError, "at least 1 layer. Received: layers=0"),
         (lambda: AttentiveRNN(3, attention=DotProductAttention())(SEQUENCE, MEMORY), ValueError, "query width 3, key"),
     ],

@@ -338,7 +338,7 @@ def _draw_positions(pipeline, given):
         raise InputError(
             "--positions is for models that add positions to embeddings, sinusoidal or learned: this one does not."
         )
-    length = pipeline.read(**pipeline._batch(pipeline.check_inputs([given])))[1][0]
+    length = pipeline.read(**pipeline.inputs.batch(pipeline.check_inputs([given])))[1][0]
     encoding = position(np.zeros((1, max(1, int(length)), pipeline.model.width), "float32"))[0]
     return plot_positions(encoding), ""
 
