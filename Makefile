@@ -17,6 +17,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Whatever the shell says; only .venv-backends has other backends.
 export KERAS_BACKEND = tensorflow
 
+# XLA compiles each program for one or two calls: its own passes as ever, LLVM's in a hurry.
+test test-backends test-nightly: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 # JAX compiles each operation for each shape: what one test compiled, another one reads.
 test-backends: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/build/jax
 test-backends: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0

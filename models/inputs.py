@@ -184,7 +184,7 @@ class Features:
 
 
 class Images:
-    """JPEG or PNG files, as bytes or paths; what the model's backbone makes of them is its source."""
+    """JPEG or PNG files, as bytes or paths, or arrays; what the model's backbone makes of them is its source."""
 
     def __init__(self, model, longest):
         self.model = model
@@ -194,17 +194,20 @@ class Images:
 
     def check(self, rows):
         """(rows as bytes, {number: what is wrong with it}); TypeError on what is neither bytes nor a path."""
-        if isinstance(rows, (str, bytes, os.PathLike)):
+        if isinstance(rows, (str, bytes, os.PathLike)) or isinstance(rows, np.ndarray) and rows.ndim == 3:
             raise TypeError("Pipeline expects a list of images. Received one: write pipeline([image]).")
         images, wrong = [], {}
         for number, row in enumerate(rows):
-            if not isinstance(row, (str, bytes, os.PathLike)):
+            if isinstance(row, np.ndarray):
+                data, error = _as_png(number, row), None
+            elif isinstance(row, (str, bytes, os.PathLike)):
+                data, error = (row, None) if isinstance(row, bytes) else _file(row)
+                error = error or what_is_wrong(data)
+            else:
                 raise TypeError(
-                    "This model reads images, as the bytes of JPEG or PNG files or as paths. Received: input "
-                    f"{number} is a {type(row).__name__}."
+                    "This model reads images: the bytes of JPEG or PNG files, paths, or arrays uint8 [height, width, "
+                    f"3]. Received: input {number} is a {type(row).__name__}."
                 )
-            data, error = (row, None) if isinstance(row, bytes) else _file(row)
-            error = error or what_is_wrong(data)
             images.append(data)
             if error is not None:
                 wrong[number] = error
@@ -234,6 +237,17 @@ class Images:
         grid = self.model.grid(read_images(image, self.model.image_size), training=False)
         real = tf.ones(tf.shape(grid)[:2], tf.bool)
         return {"source": grid, "source_mask": real}, real
+
+
+def _as_png(number, image):
+    import tensorflow as tf
+
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != "uint8" or 0 in image.shape:
+        raise TypeError(
+            f"This model reads images: arrays are uint8 [height, width, 3]. Received: input {number} is {image.dtype} "
+            f"of shape {image.shape}."
+        )
+    return tf.io.encode_png(image).numpy()
 
 
 def _file(path):

@@ -10,6 +10,7 @@ from helpers import randomize, run_python, to_numpy
 from keras import ops
 
 from keras_attention.models import CharacterTokenizer, ImageCaptioner, Pipeline, Seq2Seq, Transformer, beam_search
+from keras_attention.models.backbones import make_backbone
 from keras_attention.models.tokenizers import START
 from keras_attention.training.losses import MaskedCrossEntropy
 
@@ -80,8 +81,7 @@ def test_the_doubly_stochastic_term_is_equation_14(name):
 
 
 @backends
-@every_decoder
-@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize(("name", "ours"), [("attention", True), ("no attention", False), ("transformer", False)])
 def test_keras_trains_it_and_a_frozen_backbone_stays(name, ours):
     model = make(name, trainable=False, doubly_stochastic=0.0 if name == "no attention" else 0.1)
     before = [to_numpy(weight) for weight in model.backbone.weights]
@@ -237,7 +237,41 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_captioned(pictures, tmp_pa
     for data in bad.values():  # a server's call fails as a whole
         with pytest.raises(tf.errors.InvalidArgumentError):
             function(image=tf.constant([pictures["jpeg"], data]))
-    with pytest.raises(TypeError, match="images, as the bytes.*input 0 is a int"):
+    with pytest.raises(TypeError, match="reads images: the bytes of.*input 0 is a int"):
         pipeline([3])
     with pytest.raises(TypeError, match=r"write pipeline\(\[image\]\)"):
         pipeline(pictures["jpeg"])
+
+
+# Backbones
+
+
+def test_backbones_by_name_scale_give_a_grid_and_freeze(tmp_path):
+    own = make_backbone("small", (32, 48))
+    assert own.output_shape == (None, 4, 6, 98)
+    np.testing.assert_allclose(to_numpy(own(np.zeros((1, 32, 48, 3))))[0, 3, 0, -2:], [1, -1])
+    theirs = make_backbone("MobileNet", [64, 64], alpha=0.25, trainable=False)
+    assert theirs.output_shape == (None, 2, 2, 256) and not theirs.trainable_weights
+    network = theirs.layers[-1]
+    network.save_weights(tmp_path / "network.weights.h5")
+    image = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3))
+    again = make_backbone("MobileNet", (64, 64), weights=str(tmp_path / "network.weights.h5"), alpha=0.25)
+    np.testing.assert_allclose(to_numpy(again(image)), to_numpy(network(image / 127.5 - 1)), atol=1e-5)
+    assert make_backbone("MobileNet", (64, 64), layer="conv_pw_11_relu", alpha=0.25).output_shape == (None, 4, 4, 128)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "VGG16"}, "backbone.name must be one of small, .*MobileNet.*Received: 'VGG16'"),
+        ({"name": "MobileNet", "weights": "nowhere.h5"}, "MobileNet cannot be made with weights=nowhere.h5"),
+        (
+            {"name": "MobileNet", "alpha": 0.3, "weights": None, "layer": "conv"},
+            "a layer of MobileNet: .*Received: 'conv'",
+        ),
+        ({"name": "Xception", "alpha": 0.5}, "Xception cannot be made with .*alpha"),
+    ],
+)
+def test_errors_of_backbones(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_backbone(image_size=(72, 72), **options)

@@ -375,7 +375,7 @@ def test_tasks_are_found_by_name():
     assert get_task("dates") is TASKS["dates"] is dates
     assert len(get_task("dates").pairs(3, seed=1, epoch=0, split="val")[0]) == 3
     for wrong in ("date", None, ["dates"]):
-        with pytest.raises(InputError, match=r"one of dates, reverse, series; received"):
+        with pytest.raises(InputError, match=r"one of dates, reverse, scenes, series; received"):
             get_task(wrong)
 
 

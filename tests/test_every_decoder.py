@@ -47,6 +47,7 @@ TRANSFORMERS = {
         "position": "rotary",
         "num_key_value_heads": 1,
         "use_bias": False,
+        "decoder_layers": 1,  # compiled and exported below: a layer takes seconds
     },
     "transformer, relative": {"position": "relative", "decoder_layers": 1, "tie_embeddings": False},
     "transformer, alibi": {"position": "alibi", "normalize_first": True, "alignment_layer": 1, "decoder_layers": 3},

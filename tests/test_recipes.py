@@ -89,7 +89,7 @@ def test_the_locales_of_dates_are_a_task_s_option():
         (["task.length=3"], "unknown key 'length' in [task]; known: operation, symbols, min_length, max_length."),
         (["task.max_length=long"], "task.max_length must be int. Received: 'long' (str)"),
         (["task=3"], "task must be a section. Received: 3"),
-        (["data.task=times", "task.symbols=3"], "data.task must be one of dates, reverse, series, none."),
+        (["data.task=times", "task.symbols=3"], "data.task must be one of dates, reverse, scenes, series, none."),
     ],
 )
 def test_options_that_the_task_does_not_have(settings, expected):
@@ -283,7 +283,7 @@ DECODING = ("decoding.beam_width", "decoding.max_length", "decoding.max_source_l
         *(
             "model.units=0",
             "model.units=7",
-            "model.encoder_layers=0",
+            "model.encoder_layers=-1",
             "model.decoder_layers=0",
             "model.embedding_width=0",
             "model.dropout=1",
@@ -308,3 +308,17 @@ def test_location_needs_room_for_the_longest_source():
     with pytest.raises(InputError, match="at least 56, .* Received: 50"):
         load_recipe("pairs", [*settings, "model.max_source_length=50"])
     assert load_recipe("pairs", [*settings, "model.max_source_length=56"]).model["max_source_length"] == 56
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.kind=transformer", "model.encoder_layers=0"], "model.encoder_layers must be at least 1. Received: 0"),
+        (["model.attention=none", "model.context_gate=true"], "model.context_gate needs attention"),
+        (["model.attention=none", "training.doubly_stochastic=1.0"], "training.doubly_stochastic needs attention"),
+        (["backbone.alpha=0"], "backbone.alpha must be above 0"),
+        (["backbone.size=3"], "unknown key 'size' in [backbone]"),
+    ],
+)
+def test_what_does_not_fit_together_in_a_captioners_recipe(settings, message):
+    assert message in message_of(resolve, MINIMAL, settings, where="mine.toml")

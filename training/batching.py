@@ -199,6 +199,67 @@ class FeatureSequences(_Sequences):
         return {"source": source, "source_mask": mask}
 
 
+class ImageSequences:
+    """Images as sources: each row shows one of them, and several rows may show the same.
+
+    An image has no length: rows stand together by the lengths of their targets alone.
+
+    Args:
+        images: uint8 [m, H, W, 3]; may be memory-mapped.
+        shown: int [n], the image that each row shows; row i shows image i if None.
+
+    Raises:
+        InputError: If the images are no such array, or a row shows none of them.
+
+    Example:
+
+    >>> sequences = ImageSequences(np.zeros((2, 4, 6, 3), "uint8"), shown=[0, 0, 1])
+    >>> len(sequences), sequences.size, sequences.inputs([2, -1], 0)["image"].shape
+    (3, (4, 6), (2, 4, 6, 3))
+    """
+
+    unit = "images"
+
+    def __init__(self, images, shown=None):
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != "uint8":
+            raise InputError(
+                f"Images are uint8 arrays of shape [n, height, width, 3]. Received: {images.dtype} of shape "
+                f"{images.shape}."
+            )
+        self.images = images
+        self.shown = np.arange(len(images)) if shown is None else np.asarray(shown, "int64")
+        if len(self.shown) and not 0 <= self.shown.min() <= self.shown.max() < len(images):
+            raise InputError(f"There are {len(images)} images, and a row shows another one.")
+
+    def __len__(self):
+        return len(self.shown)
+
+    def __getitem__(self, index):
+        return self.images[self.shown[index]]
+
+    @property
+    def size(self):
+        """(height, width)."""
+        return self.images.shape[1:3]
+
+    @property
+    def lengths(self):
+        """Zeros, int64 [n]."""
+        return np.zeros(len(self), "int64")
+
+    def select(self, keep):
+        """The rows where the boolean array keep [n] is True."""
+        return ImageSequences(self.images, self.shown[keep])
+
+    def inputs(self, indices, width):
+        """What a model reads of a batch: {"image": uint8 [B, H, W, 3]}; empty rows (-1) are black."""
+        images = np.zeros((len(indices), *self.images.shape[1:]), "uint8")
+        for row, index in enumerate(indices):
+            if index >= 0:
+                images[row] = self[index]
+        return {"image": images}
+
+
 def _as_features(number, sequence):
     try:
         with np.errstate(over="ignore"):  # beyond float32 is infinite, which is refused with its place
@@ -346,13 +407,14 @@ def assemble(batch, source, target):
 
     Args:
         batch: A Batch of `plan_batches`.
-        source: TokenSequences, FeatureSequences, or None where there is no source.
+        source: TokenSequences, FeatureSequences, ImageSequences, or None where there is no source.
         target: TokenSequences.
 
     Returns:
         (x, y): x = {"source": int32 [B, S], "target": int32 [B, T], START first} and y int32 [B, T], the target
         one step on, END last. Padding and empty rows are PAD. Features give "source" float32 [B, S, F], zeros
-        behind their end, and "source_mask" bool [B, S]. Without a source there is "target" alone.
+        behind their end, and "source_mask" bool [B, S]; images give "image" uint8 [B, H, W, 3] in place of "source".
+        Without a source there is "target" alone.
 
     Example:
 
@@ -382,7 +444,7 @@ class Batches:
     either `target` (and `source`), or `draw`.
 
     Args:
-        source: TokenSequences, FeatureSequences, or None where there is no source (a language model).
+        source: TokenSequences, FeatureSequences, ImageSequences, or None where there is no source (a language model).
         target: TokenSequences.
         draw: For data that is drawn anew for every epoch: a function of the epoch's number that returns
             (source, target), the same for the same number. Keras counts the steps of an epoch only once, so
@@ -470,7 +532,8 @@ def to_tf_dataset(batches):
     import tensorflow as tf
 
     def specification(array):
-        return tf.TensorSpec([None, None, *array.shape[2:]], array.dtype)
+        widths = array.shape[1:] if _is_images(array) else (None, *array.shape[2:])
+        return tf.TensorSpec([None, *widths], array.dtype)
 
     signature = keras.tree.map_structure(specification, batches[0])
     dataset = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
@@ -505,8 +568,12 @@ class BatchesPyDataset(keras.utils.PyDataset):
 
 
 def _widened(array):
-    """The array with one more column of padding."""
-    return np.pad(array, ((0, 0), (0, 1), *[(0, 0)] * (array.ndim - 2)))
+    """The array with one more column of padding; images have no columns."""
+    return array if _is_images(array) else np.pad(array, ((0, 0), (0, 1), *[(0, 0)] * (array.ndim - 2)))
+
+
+def _is_images(array):
+    return array.ndim == 4
 
 
 def to_py_dataset(batches):

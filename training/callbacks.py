@@ -73,7 +73,10 @@ class TextScores(keras.callbacks.Callback):
 
 
 def _shown(source):
-    return source if isinstance(source, str) else f"[{len(source)} x {source.shape[1]} features]"
+    if isinstance(source, str):
+        return source
+    height, width = source.shape[:2]
+    return f"[image of {height} x {width}]" if source.ndim == 3 else f"[{height} x {width} features]"
 
 
 class Checkpoints(keras.callbacks.Callback):

@@ -142,10 +142,11 @@ def evaluate(run, source, target, beam, tokenize, picture, metric, others, as_js
     }
     pipelines = {name: _load_reader(each) for name, each in runs.items()}
     for name, pipeline in pipelines.items():
-        if pipeline.source_width is not None:
+        if pipeline.source_tokenizer is None:
+            what = "images" if pipeline.source_width is None else f"features, arrays [steps, {pipeline.source_width}]"
             raise InputError(
-                f"{name} reads features, arrays [steps, {pipeline.source_width}], and evaluate reads texts: ask it by "
-                "keras-attention predict, with .npy files, or score it in Python."
+                f"{name} reads {what}, and evaluate reads texts: ask it by keras-attention predict, or score it in "
+                "Python."
             )
     if others:
         scores = compare(pipelines, source, target, **options)
@@ -226,12 +227,14 @@ def _progress(chunks):
 def predict(run, inputs, beam, nbest, attention, as_json):
     """Answer each INPUT, one result a line; '-' reads standard input, and so does no INPUT at all.
 
-    A RUN that reads features takes .npy files, arrays [steps, features].
+    A RUN that reads features takes .npy files, arrays [steps, features]; one that reads images JPEG and PNG files.
     """
     pipeline = _load_reader(run)
     show = functools.partial(_print_results, ranked=nbest > 1, attention=attention, as_json=as_json)
-    if pipeline.source_width is not None:
-        show(pipeline(_read_features(pipeline, inputs), beam, nbest))
+    if pipeline.source_tokenizer is None:
+        results = pipeline(_read_files(pipeline, inputs), beam, nbest)
+        show(results)
+        _tell_of_errors(inputs, results)
         return
     if not inputs and _on_terminal():
         _ask(lambda text: show(pipeline([text], beam, nbest)))
@@ -275,7 +278,8 @@ def _ask(answer):
 def plot(run, text, picture, beam, heads, head, positions, word, other):
     """Draw the alignment of INPUT and its answer to OUT.png or .svg, or what else the options ask for.
 
-    A RUN that reads features takes a .npy file, an array [steps, features].
+    A RUN that reads features takes a .npy file, an array [steps, features]; one that reads images a JPEG or PNG file,
+    and the picture is of every word of its caption.
     """
     from .plots import check_picture, save_figure
 
@@ -287,17 +291,35 @@ def plot(run, text, picture, beam, heads, head, positions, word, other):
         raise InputError("--beam is for pictures of an answer: leave it out with --positions and --word.")
     check_picture(picture)
     pipeline = _load_reader(run)
-    inputs = [text] if pipeline.source_width is None else _read_features(pipeline, [text])
+    inputs = [text] if pipeline.source_tokenizer is not None else _read_files(pipeline, [text])
     if heads or head is not None:
         figure, said = _draw_heads(pipeline, inputs[0], head, beam)
     elif positions:
         figure, said = _draw_positions(pipeline, inputs[0])
     elif word is not None:
         figure, said = _draw_similarity(pipeline, word, text, other)
+    elif getattr(pipeline.model, "image_size", None):
+        figure, said = _draw_caption(pipeline, run, inputs[0], beam)
     else:
         figure, said = _draw_alignment(pipeline, run, inputs[0], text, beam)
     save_figure(figure, picture)
     click.echo(f"{said}{picture}")
+
+
+def _draw_caption(pipeline, run, path, beam):
+    """An image's caption, and where the model looked for each of its words."""
+    import numpy as np
+    from PIL import Image
+
+    from .plots import plot_caption
+
+    pipeline.check_inputs([path])
+    result = pipeline([path], beam)[0]
+    if result.attention_map is None or not result.target_pieces:
+        raise InputError(f"{run} has no attention to draw, or nothing to say of {path}: {result.text!r}")
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return plot_caption(pixels, result.attention_map, result.target_pieces), f"{result.text}\n"
 
 
 def _draw_heads(pipeline, given, head, beam):
@@ -394,18 +416,24 @@ def _load(run):
 
 
 def _load_reader(run):
-    """The pipeline of a run that reads texts, or features (then it has a source_width), and writes texts."""
+    """The pipeline of a run that reads texts, features (then it has a source_width) or images, and writes texts."""
     pipeline = _load(run)
-    if pipeline.source_tokenizer is None and pipeline.source_width is None or pipeline.target_tokenizer is None:
+    kinds = pipeline.source_tokenizer, pipeline.source_width, getattr(pipeline.model, "image_size", None)
+    if all(kind is None for kind in kinds) or pipeline.target_tokenizer is None:
         raise InputError(
             f"{find_run(run)} does not hold both tokenizers, source.tokenizer.json and target.tokenizer.json."
         )
     return pipeline
 
 
-def _read_features(pipeline, paths):
-    """The arrays [S, F] of .npy files."""
+def _read_files(pipeline, paths):
+    """The arrays [S, F] of .npy files for a run that reads features; for one of images their paths."""
     import numpy as np
+
+    if pipeline.source_width is None:
+        if not paths:
+            raise InputError("No INPUT, and this run reads images: give JPEG or PNG files.")
+        return [Path(path) for path in paths]
 
     expected = f"this run reads features: give .npy files, each an array of numbers [steps, {pipeline.source_width}]"
     if not paths:
@@ -421,6 +449,15 @@ def _read_features(pipeline, paths):
             raise InputError(f"{path} holds {array.dtype} of shape {array.shape}: {expected}.")
         arrays.append(array)
     return arrays
+
+
+def _tell_of_errors(inputs, results):
+    """Names the inputs that have no answer, after the others have been given, and exits with 2."""
+    wrong = [(name, result.error) for name, result in zip(inputs, results, strict=True) if result.error]
+    for name, error in wrong:
+        click.echo(f"Error: {name}: {error}", err=True)
+    if wrong:
+        raise SystemExit(2)
 
 
 def _what(path):
@@ -463,6 +500,7 @@ def _as_dict(result):
         if result.attention is None
         else [[round(float(w), 6) for w in row] for row in result.attention],
         "alternatives": [_as_dict(answer) for answer in result.alternatives],
+        **({"error": result.error} if result.error else {}),
     }
 
 

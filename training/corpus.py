@@ -48,13 +48,14 @@ class Corpus:
     """What a training reads.
 
     Attributes:
-        source_vocabulary, target_vocabulary: numbers of ids; the source's is None for features.
+        source_vocabulary, target_vocabulary: numbers of ids; the source's is None for features and images.
         train: a pair of sequences (tokens, or features as the source), or a function of the epoch that draws one.
         val: a pair of sequences.
-        tokenizers: (source, target); None for a source of features, and both where TensorFlow is missing.
-        samples: some validation pairs as text; sources that are features are arrays [S, F].
+        tokenizers: (source, target); None for a source that is no text, and both where TensorFlow is missing.
+        samples: some validation pairs as text; sources that are features are arrays [S, F], images uint8 [H, W, 3].
         notes: sentences about what was left out or drawn, to be shown.
         source_width: F, where the source is features, or None.
+        image_size: (height, width), where the source is images, or None.
     """
 
     source_vocabulary: int | None
@@ -65,9 +66,13 @@ class Corpus:
     samples: Pairs = field(default_factory=lambda: Pairs([], []))
     notes: list = field(default_factory=list)
     source_width: int | None = None
+    image_size: tuple | None = None
 
     def describe(self):
         """What the model reads and writes, in a few words."""
+        if self.image_size is not None:
+            height, width = self.image_size
+            return f"images of {height} x {width} and a vocabulary of {self.target_vocabulary:,}"
         if self.source_width is not None:
             return f"{self.source_width} features a step and a vocabulary of {self.target_vocabulary:,}"
         return f"vocabularies of {self.source_vocabulary:,} and {self.target_vocabulary:,}"
@@ -98,15 +103,16 @@ def prepare(recipe, folder, tokenizers=None):
 def _from_task(recipe, folder, begin_with):
     pairs, data = partial(get_task(recipe.data.task).pairs, seed=recipe.seed, **recipe.task), recipe.data
     texts = Pairs(*pairs(data.held_out, split="val"))
-    of_features = not isinstance(texts.sources[0], str)
+    no_text = not isinstance(texts.sources[0], str)
     notes = []
-    if of_features and begin_with is not None:
-        raise InputError(f"The task {data.task} gives features as sources, and the run of --init reads text.")
+    if no_text and begin_with is not None and begin_with[0] is not None:
+        given = "images" if isinstance(texts.sources, np.ndarray) else "features"
+        raise InputError(f"The task {data.task} gives {given} as sources, and the run of --init reads text.")
     _check_tokenizers(recipe, begin_with)
-    tokenizers = _load_tokenizers(folder, of_features)
+    tokenizers = _load_tokenizers(folder, no_text)
     if tokenizers is None:
-        drawn = pairs(VOCABULARY_EXAMPLES, split="train")
-        tokenizers = _extend(recipe, begin_with, drawn, notes) if begin_with else _learn(recipe, *drawn, of_features)
+        drawn = pairs(min(data.examples, 2000) if no_text else VOCABULARY_EXAMPLES, split="train")
+        tokenizers = _extend(recipe, begin_with, drawn, notes) if begin_with else _learn(recipe, *drawn, no_text)
     _save_tokenizers(tokenizers, folder)
 
     def draw(epoch):
@@ -116,8 +122,8 @@ def _from_task(recipe, folder, begin_with):
     tokens = tokenize_pairs(texts.sources, texts.targets, *tokenizers)
     val = _within(recipe, tokens, "val", notes)
     sizes = [tokenizer and tokenizer.vocabulary_size for tokenizer in tokenizers]
-    width = tokens[0].width if of_features else None
-    return Corpus(*sizes, draw, val, tokenizers, _samples(recipe, texts, tokens), notes, width)
+    kinds = getattr(tokens[0], "width", None), getattr(tokens[0], "size", None)
+    return Corpus(*sizes, draw, val, tokenizers, _samples(recipe, texts, tokens), notes, *kinds)
 
 
 def _from_files(recipe, folder, begin_with):
@@ -240,13 +246,13 @@ def _cut_anew(train, recipe, folder, epoch):
     return tuple(sides)
 
 
-def _learn(recipe, sources, targets, of_features=False):
+def _learn(recipe, sources, targets, no_text=False):
     if recipe.data.joint_vocabulary:
-        if of_features:
-            raise InputError("data.joint_vocabulary=true is for texts on both sides, and the sources are features.")
+        if no_text:
+            raise InputError("data.joint_vocabulary=true is for texts on both sides, and the sources are none.")
         return (_learn_one("source_tokenizer", recipe.source_tokenizer, [*sources, *targets]),) * 2
     return (
-        None if of_features else _learn_one("source_tokenizer", recipe.source_tokenizer, sources),
+        None if no_text else _learn_one("source_tokenizer", recipe.source_tokenizer, sources),
         _learn_one("target_tokenizer", recipe.target_tokenizer, targets),
     )
 
@@ -312,10 +318,10 @@ def _save_tokenizers(tokenizers, folder):
             save_tokenizer(tokenizer, folder / f"{side}.tokenizer.json")
 
 
-def _load_tokenizers(folder, of_features=False):
-    """(source, target) that a folder holds, or None; the source's is None for features."""
+def _load_tokenizers(folder, no_text=False):
+    """(source, target) that a folder holds, or None; the source's is None where sources are no texts."""
     paths = [folder / f"{side}.tokenizer.json" for side in SIDES]
-    if of_features:
+    if no_text:
         return (None, load_tokenizer(paths[1])) if paths[1].exists() else None
     return tuple(load_tokenizer(path) for path in paths) if all(path.exists() for path in paths) else None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .batching import FeatureSequences, TokenSequences
+from .batching import FeatureSequences, ImageSequences, TokenSequences
 from .errors import InputError
 
 # What Anki writes at the top of an export, such as "#separator:tab" or "#tags column:3".
@@ -312,19 +312,22 @@ def tokenize_pairs(sources, targets, source_tokenizer, target_tokenizer, chunk=4
     """Tokenizes both sides of pairs, some lines at a time.
 
     Args:
-        sources: A list of strings; without a source tokenizer, of arrays [S, F].
+        sources: A list of strings; without a source tokenizer, of arrays [S, F], or an array of images [n, H, W, 3].
         targets: A list of strings.
-        source_tokenizer: Tokenizes the sources; None for features.
+        source_tokenizer: Tokenizes the sources; None for features and images.
         target_tokenizer: Tokenizes the targets.
         chunk: How many lines are tokenized at once.
 
     Returns:
-        (source, target): TokenSequences each, without START and END; FeatureSequences as source for features.
+        (source, target): TokenSequences each, without START and END; FeatureSequences as source for features,
+        ImageSequences for images.
 
     Raises:
         InputError: If features are not of one width, or not finite.
     """
-    if source_tokenizer is None:
+    if source_tokenizer is None and isinstance(sources, np.ndarray):
+        source = ImageSequences(sources)
+    elif source_tokenizer is None:
         source = FeatureSequences.from_lists(sources)
     else:
         source = tokenize_lines(sources, source_tokenizer, chunk)

@@ -192,6 +192,72 @@ def plot_similarity(similarity, pieces, word, title=None):
     return figure
 
 
+def plot_caption(image, attention_map, words, columns=5, title=None):
+    """Draws where a captioner looked: the picture, then once for each word, bright where that word's weights lie.
+
+    Args:
+        image: Array [height, width, 3], uint8.
+        attention_map: Array [T, h, w] of weights, as a Result has it.
+        words: The T pieces of the caption.
+        columns: Pictures in a row.
+        title: Text above the picture.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: The shapes do not belong together, or there is no word.
+
+    Example:
+
+    >>> figure = plot_caption(np.zeros((8, 8, 3), "uint8"), np.full((2, 2, 2), 0.25), ["a", "dog"])
+    >>> [axes.get_title() for axes in figure.axes]
+    ['', 'a', 'dog']
+
+    References:
+        Xu et al. 2015, https://arxiv.org/abs/1502.03044, figures 2 and 3.
+    """
+    image, maps = np.asarray(image), np.asarray(attention_map, dtype="float64")
+    if image.ndim != 3 or image.shape[2] != 3 or maps.ndim != 3 or len(maps) != len(words) or 0 in maps.shape:
+        raise ValueError(
+            "plot_caption expects an image [height, width, 3] and weights [words, h, w]. Received: shapes "
+            f"{image.shape} and {maps.shape}, {len(words)} words."
+        )
+    columns = min(columns, len(words) + 1)
+    rows = -(-(len(words) + 1) // columns)
+    height = 1.7 * image.shape[0] / image.shape[1]
+    figure = _new_figure(1.7 * columns, (height + 0.3) * rows, title)
+    texts, style = _drawable(["", *_visible(words)])
+    for number, text in enumerate(texts):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.set_axis_off()
+        axes.set_title(text, fontsize=9, pad=3, **style)
+        draw_overlay(axes, image, maps[number - 1] if number else None)
+    return figure
+
+
+def plot_overlay(image, weights, title=None):
+    """Draws one picture, bright where the weights [h, w] lie; see `plot_caption`."""
+    image = np.asarray(image)
+    figure = _new_figure(4, 4 * image.shape[0] / image.shape[1], title)
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    draw_overlay(axes, image, np.asarray(weights, dtype="float64"))
+    return figure
+
+
+def draw_overlay(axes, image, weights=None):
+    """The image on axes; with weights [h, w] grey and dark where they are small."""
+    height, width = image.shape[:2]
+    if weights is None:
+        axes.imshow(image)
+        return
+    place = (-0.5, width - 0.5, height - 0.5, -0.5)
+    shades = weights / max(weights.max(), 1e-9)
+    axes.imshow(image, extent=place)
+    axes.imshow(shades, cmap="gray", alpha=0.65, vmin=0, vmax=1, extent=place, interpolation="bilinear")
+
+
 def source_labels(result):
     """What labels the columns of a Result's attention: its pieces; of features the number of every tenth step."""
     steps = range(result.attention.shape[1])

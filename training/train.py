@@ -9,7 +9,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_attention.models import Pipeline
+from keras_attention.models import ImageCaptioner, Pipeline
+from keras_attention.models.backbones import make_backbone
 from keras_attention.models.files import atomic_write
 
 from .batching import to_py_dataset, to_tf_dataset
@@ -156,12 +157,21 @@ def _grown(array, weight, sizes):
 
 
 def build_model(recipe, corpus):
-    """The recipe's model for the corpus's vocabularies, or the width of its features."""
+    """The recipe's model for the corpus's vocabularies, the width of its features, or the size of its images."""
     options = {name: value for name, value in recipe.model.items() if name != "kind"}
     options["dtype"] = recipe.training.dtype
+    backbone = None
     if corpus.source_width is not None:
         options["source_width"] = corpus.source_width
-    return MODELS[recipe.model["kind"]](corpus.source_vocabulary, corpus.target_vocabulary, **options)
+    if corpus.image_size is not None:
+        backbone = make_backbone(image_size=corpus.image_size, **vars(recipe.backbone))
+        options["source_width"] = backbone.output_shape[-1]
+    model = MODELS[recipe.model["kind"]](corpus.source_vocabulary, corpus.target_vocabulary, **options)
+    if backbone is None:
+        return model
+    return ImageCaptioner(
+        backbone, model, corpus.image_size, recipe.training.doubly_stochastic, dtype=recipe.training.dtype
+    )
 
 
 def compile_model(model, recipe, batches):
@@ -301,9 +311,12 @@ def _plots(out, pipeline, corpus, history, say):
     folder.mkdir(exist_ok=True)
     try:
         figures = {"history.png": plots.plot_history(history)}
-        results = pipeline(corpus.samples.sources[:8])  # of which one, at least, should not be empty
-        result = next((result for result in results if result.attention is not None and result.attention.size), None)
-        if result is not None:
+        sources = corpus.samples.sources[:8]  # of which one, at least, should have an answer that is not empty
+        results = zip(sources, pipeline(sources), strict=True)
+        source, result = next((pair for pair in results if _attends(pair[1])), (None, None))
+        if result is not None and result.attention_map is not None:
+            figures["caption.png"] = plots.plot_caption(source, result.attention_map, result.target_pieces)
+        elif result is not None:
             labels = plots.source_labels(result)
             figures["alignment.png"] = plots.plot_alignment(result.attention, labels, result.target_pieces)
         for name, figure in figures.items():
@@ -312,6 +325,10 @@ def _plots(out, pipeline, corpus, history, say):
         say(str(error))
         return []
     return [str(folder / name) for name in figures]
+
+
+def _attends(result):
+    return result.attention is not None and result.attention.size > 0
 
 
 def _check_begun_with(out, init):

@@ -41,7 +41,8 @@ MINIMUMS = {
     **dict.fromkeys(("seed", "training.warmup_steps", "training.patience", "training.samples"), 0),
     **dict.fromkeys(("data.examples", "data.held_out", "data.max_source_length", "data.max_target_length"), 1),
     **dict.fromkeys(("source_tokenizer.vocabulary_size", "target_tokenizer.vocabulary_size"), 1),
-    **dict.fromkeys(("model.embedding_width", "model.encoder_layers", "model.decoder_layers"), 1),
+    **dict.fromkeys(("model.embedding_width", "model.decoder_layers"), 1),
+    **dict.fromkeys(("model.encoder_layers", "training.doubly_stochastic"), 0),
     **dict.fromkeys(("training.epochs", "training.token_budget", "training.bucket_width", "training.average"), 1),
     **dict.fromkeys(("decoding.length_ratio", "decoding.length_offset", "training.r_drop"), 0),
     "training.gradient_accumulation": 1,
@@ -51,7 +52,7 @@ MINIMUMS = {
     "model.max_length": 1,
     "model.alignment_layer": 0,
 }
-POSITIVE = ("training.learning_rate", "training.clipnorm")
+POSITIVE = ("training.learning_rate", "training.clipnorm", "backbone.alpha")
 SHARES = ("model.dropout", "model.attention_dropout", "model.activation_dropout", "training.label_smoothing")
 SHARES += ("source_tokenizer.dropout", "target_tokenizer.dropout", "training.beta_2", "training.ema_momentum")
 # Arguments of models that may be None beside their type, and those that no recipe gives: the data or Python code does.
@@ -98,6 +99,17 @@ class Tokenizer:
 
 
 @dataclass
+class Backbone:
+    """[backbone]: what makes a grid of features of an image, for captions; see `make_backbone`."""
+
+    name: str = "small"  # or a network of keras.applications, such as MobileNet
+    weights: str | None = None  # a .h5 file with its weights, without the top
+    layer: str | None = None  # whose output is the grid; the last one if none
+    trainable: bool = True
+    alpha: float | None = None  # the width of a MobileNet
+
+
+@dataclass
 class Training:
     """[training]"""
 
@@ -113,6 +125,9 @@ class Training:
     clipnorm: float | None = 1.0
     label_smoothing: float = 0.0
     r_drop: float = 0.0  # weight of R-Drop, which runs every pair twice; its paper translates with 5
+    doubly_stochastic: float = (
+        0.0  # of captions: weight of the term that makes every place be looked at (Xu et al. 2015)
+    )
     ema_momentum: float | None = None  # of an average of the weights that moves at every batch; 0.999 is usual
     monitor: str = "val_exact_match"  # what chooses the best checkpoint and stops early
     patience: int = 0  # epochs without a better one before training stops; 0: never
@@ -131,6 +146,7 @@ class Recipe:
     task: dict = field(default_factory=dict)
     source_tokenizer: Tokenizer = field(default_factory=Tokenizer)
     target_tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    backbone: Backbone = field(default_factory=Backbone)
     model: dict = field(default_factory=dict)
     training: Training = field(default_factory=Training)
     decoding: DecodingOptions = field(default_factory=DecodingOptions)
@@ -346,6 +362,9 @@ def _check_seq2seq(recipe, where):
         raise InputError(f"{where}: model.units must be even, half for each direction. Received: {model['units']}")
     if model["attention"] is None and recipe.decoding.coverage_penalty:
         raise InputError(f"{where}: decoding.coverage_penalty needs attention, and model.attention is none.")
+    if model["attention"] is None and (model["context_gate"] or recipe.training.doubly_stochastic):
+        key = "model.context_gate" if model["context_gate"] else "training.doubly_stochastic"
+        raise InputError(f"{where}: {key} needs attention, and model.attention is none.")
     if model["attention"] is not None and model["context"] != "every_step":
         raise InputError(f"{where}: model.context is for model.attention=none; received both.")
     if model["attention"] != "location" and model["max_source_length"] is not None:
@@ -364,6 +383,8 @@ def _check_seq2seq(recipe, where):
 def _check_transformer(recipe, where):
     """What fits together in [model] of a Transformer."""
     model = recipe.model
+    if model["encoder_layers"] < 1:
+        raise InputError(f"{where}: model.encoder_layers must be at least 1. Received: {model['encoder_layers']}")
     if model["width"] % model["num_heads"]:
         raise InputError(
             f"{where}: model.width must be a multiple of model.num_heads. Received: {model['width']} and "

@@ -4,9 +4,9 @@ import inspect
 from types import ModuleType
 
 from ..errors import InputError
-from . import dates, reverse, series
+from . import dates, reverse, scenes, series
 
-TASKS = {"dates": dates, "reverse": reverse, "series": series}
+TASKS = {"dates": dates, "reverse": reverse, "scenes": scenes, "series": series}
 DRAW = ("count", "seed", "epoch", "split")  # what a training asks of `pairs`; its other arguments are a recipe's [task]
 
 
@@ -18,7 +18,7 @@ def get_task(name: str) -> ModuleType:
 
     Returns:
         The module; its `pairs` gives `(sources, targets)`, two lists of `count` strings; of a task whose sources are
-        features, `sources` are float32 arrays [S, F].
+        features, `sources` are float32 arrays [S, F]; of one of images, an array uint8 [count, H, W, 3].
 
     Raises:
         InputError: if no task has this name.
