@@ -134,7 +134,7 @@ def test_images_are_captioned_drawn_and_named_where_they_cannot_be(trained, tmp_
     for arguments, message in (
         (("plot", run, tmp_path / "text.jpg", tmp_path / "x.png"), "Expected the bytes of a JPEG or PNG"),
         (("predict", run), "this run reads images: give JPEG or PNG files"),
-        (("evaluate", run, paths[0]), "reads images, and evaluate reads texts"),
+        (("evaluate", run, paths[0]), "a folder of images and a file of their captions"),
     ):
         result = call(*arguments)
         assert result.exit_code == 2 and message in result.output, result.output

@@ -64,7 +64,8 @@ def test_draws_that_cannot_be(name, wrong, expected):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_nothing_is_drawn_of_nothing(name):
-    assert TASKS[name].pairs(0, seed=1) == ([], [])
+    sources, targets = TASKS[name].pairs(0, seed=1)
+    assert len(sources) == 0 and targets == []
 
 
 def test_a_task_s_options_are_its_own():

@@ -207,6 +207,7 @@ class ImageSequences:
     Args:
         images: uint8 [m, H, W, 3]; may be memory-mapped.
         shown: int [n], the image that each row shows; row i shows image i if None.
+        mirrored: bool [n], the rows that show it mirrored; none if None.
 
     Raises:
         InputError: If the images are no such array, or a row shows none of them.
@@ -220,7 +221,7 @@ class ImageSequences:
 
     unit = "images"
 
-    def __init__(self, images, shown=None):
+    def __init__(self, images, shown=None, mirrored=None):
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != "uint8":
             raise InputError(
                 f"Images are uint8 arrays of shape [n, height, width, 3]. Received: {images.dtype} of shape "
@@ -230,12 +231,14 @@ class ImageSequences:
         self.shown = np.arange(len(images)) if shown is None else np.asarray(shown, "int64")
         if len(self.shown) and not 0 <= self.shown.min() <= self.shown.max() < len(images):
             raise InputError(f"There are {len(images)} images, and a row shows another one.")
+        self.mirrored = np.zeros(len(self.shown), bool) if mirrored is None else mirrored
 
     def __len__(self):
         return len(self.shown)
 
     def __getitem__(self, index):
-        return self.images[self.shown[index]]
+        image = self.images[self.shown[index]]
+        return image[:, ::-1] if self.mirrored[index] else image
 
     @property
     def size(self):
@@ -249,7 +252,7 @@ class ImageSequences:
 
     def select(self, keep):
         """The rows where the boolean array keep [n] is True."""
-        return ImageSequences(self.images, self.shown[keep])
+        return ImageSequences(self.images, self.shown[keep], self.mirrored[keep])
 
     def inputs(self, indices, width):
         """What a model reads of a batch: {"image": uint8 [B, H, W, 3]}; empty rows (-1) are black."""
@@ -258,6 +261,48 @@ class ImageSequences:
             if index >= 0:
                 images[row] = self[index]
         return {"image": images}
+
+
+class GridSequences:
+    """What a frozen backbone made of images, in their place: each row shows one of them, in one of its views.
+
+    Args:
+        grids: [m, views, S, C]; may be memory-mapped.
+        shown: int [n], the image that each row shows.
+        views: int [n], the view that each row shows.
+
+    Example:
+
+    >>> sequences = GridSequences(np.zeros((2, 1, 9, 5), "float16"), np.array([0, 0, 1]), np.array([0, 0, 0]))
+    >>> sequences.inputs([2, -1], 0)["source"].shape
+    (2, 9, 5)
+    """
+
+    unit = "images"
+
+    def __init__(self, grids, shown, views):
+        self.grids = grids
+        self.shown = shown
+        self.views = views
+
+    def __len__(self):
+        return len(self.shown)
+
+    def __getitem__(self, index):
+        return self.grids[self.shown[index], self.views[index]]
+
+    @property
+    def lengths(self):
+        """Zeros, int64 [n]."""
+        return np.zeros(len(self), "int64")
+
+    def inputs(self, indices, width):
+        """What a model reads of a batch: {"source": float32 [B, S, C]}; empty rows (-1) are zeros."""
+        source = np.zeros((len(indices), *self.grids.shape[2:]), "float32")
+        for row, index in enumerate(indices):
+            if index >= 0:
+                source[row] = self[index]
+        return {"source": source}
 
 
 def _as_features(number, sequence):

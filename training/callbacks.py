@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_attention.models.files import atomic_write
 
+from .caption_scores import caption_scores
 from .errors import InputError
 from .scores import check_tokenizer, text_scores
 
@@ -39,18 +40,20 @@ class Samples(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         results = self.pipeline(self.sources, beam_width=1)
         for source, target, result in zip(self.sources, self.targets, results, strict=True):
-            mark = "=" if result.text == target else "≠"
-            self.say(f"  {_shown(source)} -> {result.text} {mark} {target}")
+            targets = target if isinstance(target, list) else [target]
+            mark = "=" if result.text in targets else "≠"
+            self.say(f"  {_shown(source)} -> {result.text} {mark} {targets[0]}")
 
 
 class TextScores(keras.callbacks.Callback):
-    """Decodes validation texts by greedy search after each epoch and adds val_bleu and val_chrf to its logs.
+    """Decodes validation samples by greedy search after each epoch and adds their scores to its logs.
 
-    Put it before the callbacks that read them.
+    Those of texts are val_bleu and val_chrf; those of captions, several an image, val_bleu_4 and val_cider. Put
+    it before the callbacks that read them.
 
     Args:
-        pipeline: a Pipeline of text.
-        samples: Pairs.
+        pipeline: a Pipeline of text or of images.
+        samples: Pairs; the targets of images are lists.
         tokenize: how BLEU finds words.
     """
 
@@ -66,8 +69,11 @@ class TextScores(keras.callbacks.Callback):
             logs.update(self.scores(beam_width=1))
 
     def scores(self, beam_width=None):
-        """{val_bleu, val_chrf} of the samples' answers."""
+        """{val_bleu, val_chrf}, or {val_bleu_4, val_cider}, of the samples' answers."""
         answers = [result.text for result in self.pipeline(self.samples.sources, beam_width, batch_size=64)]
+        if isinstance(self.samples.targets[0], list):
+            scores = caption_scores(answers, self.samples.targets)
+            return {f"val_{name}": scores[name] for name in ("bleu_4", "cider")}
         scores = text_scores(answers, self.samples.targets, self.tokenize)
         return {f"val_{name}": scores[name] for name in ("bleu", "chrf")}
 

@@ -35,8 +35,8 @@ def caption_scores(answers, references):
     Example:
 
     >>> scores = caption_scores(["A dog runs."], [["a dog runs", "the dog is running"]])
-    >>> scores["bleu_1"], scores["rouge_l"]
-    (100.0, 1.0)
+    >>> round(scores["bleu_1"]), scores["rouge_l"]
+    (100, 1.0)
 
     References:
         Papineni et al. 2002, https://aclanthology.org/P02-1040; Vedantam, Zitnick, Parikh 2015,

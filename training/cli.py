@@ -121,6 +121,8 @@ def train(recipe, data, out, init, settings, resume):
 def evaluate(run, source, target, beam, tokenize, picture, metric, others, as_json):
     """Score RUN on two aligned files, SOURCE and TARGET, or on one TSV.
 
+    For a RUN that reads images, SOURCE is their folder and TARGET a file of captions: image, tab, caption.
+
     The recipe of a run may name the words of BLEU (data.bleu_tokenize).
     """
     from .evaluate import bleu_tokenizer, compare, tsv_columns
@@ -142,13 +144,14 @@ def evaluate(run, source, target, beam, tokenize, picture, metric, others, as_js
     }
     pipelines = {name: _load_reader(each) for name, each in runs.items()}
     for name, pipeline in pipelines.items():
-        if pipeline.source_tokenizer is None:
-            what = "images" if pipeline.source_width is None else f"features, arrays [steps, {pipeline.source_width}]"
+        if pipeline.source_width is not None:
             raise InputError(
-                f"{name} reads {what}, and evaluate reads texts: ask it by keras-attention predict, or score it in "
-                "Python."
+                f"{name} reads features, arrays [steps, {pipeline.source_width}], and evaluate reads texts: ask it by "
+                "keras-attention predict, with .npy files, or score it in Python."
             )
-    if others:
+    if any(pipeline.source_tokenizer is None for pipeline in pipelines.values()):
+        scores = {name: _score_captions(each, source, target, picture, beam) for name, each in pipelines.items()}
+    elif others:
         scores = compare(pipelines, source, target, **options)
     else:
         scores = {name: score(pipeline, source, target, **options) for name, pipeline in pipelines.items()}
@@ -158,6 +161,17 @@ def evaluate(run, source, target, beam, tokenize, picture, metric, others, as_js
         _print_scores(scores)
     if picture:
         _draw_by_length(scores, picture, title=Path(source).name)
+
+
+def _score_captions(pipeline, folder, captions, picture, beam):
+    """What a run that reads images gets on a folder of them."""
+    from .evaluate import evaluate_captions
+
+    if pipeline.source_tokenizer is not None or captions is None:
+        raise InputError("A run that reads images is scored on a folder of images and a file of their captions.")
+    if picture:
+        raise InputError("--by-length is for texts: an image has no length.")
+    return evaluate_captions(pipeline, folder, captions, beam, progress=_progress)
 
 
 def _names(runs):
@@ -181,7 +195,7 @@ def _draw_by_length(scores, picture, title):
 def _print_scores(scores):
     """A column for each run, headed by its name where there are several; then a table by length."""
     first = next(iter(scores.values()))
-    once = ("bleu_signature", "chrf_signature")  # the same for all runs
+    once = [key for key in ("bleu_signature", "chrf_signature", "words") if key in first]  # the same for all runs
     rows = [[key, *(each[key] for each in scores.values())] for key in first if key not in (*once, "by_length")]
     _print_table([["", *scores], *rows] if len(scores) > 1 else rows, widths=[20])
     for key in once:
@@ -308,18 +322,14 @@ def plot(run, text, picture, beam, heads, head, positions, word, other):
 
 def _draw_caption(pipeline, run, path, beam):
     """An image's caption, and where the model looked for each of its words."""
-    import numpy as np
-    from PIL import Image
-
-    from .plots import plot_caption
+    from .plots import plot_caption, read_picture
 
     pipeline.check_inputs([path])
     result = pipeline([path], beam)[0]
     if result.attention_map is None or not result.target_pieces:
         raise InputError(f"{run} has no attention to draw, or nothing to say of {path}: {result.text!r}")
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    return plot_caption(pixels, result.attention_map, result.target_pieces), f"{result.text}\n"
+    figure = plot_caption(read_picture(path), result.attention_map, result.target_pieces)
+    return figure, f"{result.text}\n"
 
 
 def _draw_heads(pipeline, given, head, beam):

@@ -2,8 +2,10 @@
 
 import base64
 import json
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +19,8 @@ from keras_attention.models.tokenizers import (
 )
 from keras_attention.models.words import WordPieceTokenizer, WordTokenizer
 
-from .batching import Batches, TokenSequences, filter_lengths
+from .batching import Batches, GridSequences, ImageSequences, TokenSequences, filter_lengths
+from .captions import find_captions, find_unreadable, keep_grids, keep_images, read_captions, split_by_image
 from .datasets import (
     Pairs,
     find_pairs,
@@ -25,6 +28,7 @@ from .datasets import (
     read_tsv,
     seeded_split,
     split_files,
+    tokenize_lines,
     tokenize_pairs,
 )
 from .errors import InputError
@@ -52,7 +56,8 @@ class Corpus:
         train: a pair of sequences (tokens, or features as the source), or a function of the epoch that draws one.
         val: a pair of sequences.
         tokenizers: (source, target); None for a source that is no text, and both where TensorFlow is missing.
-        samples: some validation pairs as text; sources that are features are arrays [S, F], images uint8 [H, W, 3].
+        samples: some validation pairs as text; sources that are features are arrays [S, F], images uint8 [H, W, 3] or
+            paths; of files of images, targets are lists of all captions.
         notes: sentences about what was left out or drawn, to be shown.
         source_width: F, where the source is features, or None.
         image_size: (height, width), where the source is images, or None.
@@ -93,6 +98,8 @@ def prepare(recipe, folder, tokenizers=None):
         folder: the run's folder (a Path).
         tokenizers: (source, target) of another run, or None to learn them.
     """
+    if recipe.data.images:
+        return _from_captions(recipe, folder, tokenizers)
     if all(path.exists() for path in _kept_files(folder)):
         return _load(recipe, folder)
     if recipe.data.task and not (recipe.data.folder or recipe.data.source):
@@ -150,6 +157,95 @@ def _from_files(recipe, folder, begin_with):
     text = json.dumps(description, ensure_ascii=False, indent=1)
     atomic_write(stored / "corpus.json", lambda path: path.write_text(text, encoding="utf-8"))
     return _load(recipe, folder)
+
+
+def _from_captions(recipe, folder, begin_with):
+    """Images are kept as arrays, once; captions are read and tokenized in a second or two, every time."""
+    if begin_with is not None and begin_with[0] is not None:
+        raise InputError("data.images gives images as sources, and the run of --init reads text.")
+    _check_tokenizers(recipe, begin_with)
+    images_folder, found, notes = _find_captions(recipe)
+    tokenizers = _load_tokenizers(folder, no_text=True)
+    if tokenizers is None:
+        texts = found["train"].texts
+        tokenizers = (None, begin_with[1]) if begin_with else _learn(recipe, [], texts, no_text=True)
+    _save_tokenizers(tokenizers, folder)
+    (folder / "tokens").mkdir(parents=True, exist_ok=True)
+    sides = {}
+    for name, captions in found.items():
+        path = folder / "tokens" / f"{name}.images.npy"
+        images = keep_images(images_folder, captions.images, recipe.data.image_size, path)
+        tokens = ImageSequences(images, captions.shown), tokenize_lines(captions.texts, tokenizers[1])
+        sides[name] = _within(recipe, tokens, name, notes)
+    val = found["val"]
+    chosen = val.images[:SAMPLES]
+    samples = Pairs([os.fspath(Path(images_folder) / name) for name in chosen], val.of_images()[: len(chosen)])
+    size = tokenizers[1].vocabulary_size
+    train = partial(_seen_anew, sides["train"], recipe.seed) if recipe.data.mirror else sides["train"]
+    return Corpus(None, size, train, sides["val"], tokenizers, samples, notes, None, tuple(recipe.data.image_size))
+
+
+def _find_captions(recipe):
+    """(folder of the images, {train, val: Captions}, notes) of a recipe's files, every image known to be readable."""
+    data = recipe.data
+    folder = Path(data.folder or ".")
+    images = Path(data.images) if Path(data.images).is_dir() else folder / data.images
+    if not images.is_dir():
+        raise InputError(f"data.images must be a folder of images, by itself or inside --data. Received: {data.images}")
+    train = data.source or (data.folder and find_captions(data.folder, "train"))
+    if not train:
+        raise InputError(
+            f"The recipe {recipe.name} needs captions: give --data DIR with train.captions.tsv (image, tab, caption), "
+            "or --set data.source=FILE."
+        )
+    val = data.val_source or (None if data.source else find_captions(data.folder, "val"))
+    found, notes = {"train": read_captions(train)}, []
+    if val:
+        found["val"] = read_captions(val)
+    else:
+        found["train"], found["val"] = split_by_image(found["train"], recipe.seed)
+        notes.append(f"No validation file: {len(found['val'].images)} images were drawn with seed {recipe.seed}.")
+    for name, captions in found.items():
+        wrong = find_unreadable(images, captions.images)
+        if wrong and data.unreadable == "stop":
+            first, why = next(iter(wrong.items()))
+            raise InputError(
+                f"{len(wrong)} of the {len(captions.images)} images of {name} in {images} cannot be used, first "
+                f"{first}: {why} Put that right, or leave them out by --set data.unreadable=skip."
+            )
+        shown = ", ".join(list(wrong)[:5]) + (", ..." if len(wrong) > 5 else "")
+        found[name] = captions.without(wrong, f"({shown}) are missing or damaged")
+        if not found[name].texts:
+            raise InputError(f"No image of {name} in {images} can be read.")
+        if found[name].note:
+            notes.append(f"{name}: {found[name].note}")
+    return images, found, notes
+
+
+def _seen_anew(pairs, seed, epoch):
+    """The pairs, in this epoch half of them with the mirrored image."""
+    source, target = pairs
+    views = np.random.default_rng([seed, epoch, len(target)]).integers(0, 2, len(target))
+    if isinstance(source, GridSequences):
+        return GridSequences(source.grids, source.shown, views), target
+    return ImageSequences(source.images, source.shown, views.astype(bool)), target
+
+
+def with_grids(corpus, model, recipe, folder):
+    """The corpus with what a frozen backbone makes of its images in their place, computed once and kept in a folder."""
+    mirror = recipe.data.mirror
+
+    def grids(pairs, mirror):
+        source, target = pairs
+        kept = keep_grids(model, source.images, folder, mirror)
+        return GridSequences(kept, source.shown, np.zeros(len(target), "int64")), target
+
+    train = grids(corpus.train.args[0] if mirror else corpus.train, mirror)
+    return replace(
+        corpus,
+        train=partial(_seen_anew, train, recipe.seed) if mirror else train,
+        val=grids(corpus.val, mirror=False),
+    )
 
 
 def read_pairs(recipe):

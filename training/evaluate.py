@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from .batching import Batches
+from .caption_scores import caption_scores
+from .captions import find_unreadable, read_captions
 from .datasets import read_parallel, read_tsv, tokenize_pairs
 from .errors import InputError
 from .metrics import Perplexity, TokenAccuracy
@@ -51,6 +53,41 @@ def evaluate(
     _check_options(tokenize, by_length)
     _check_sources(pipeline, pairs, source)
     return _evaluate(pipeline, pairs, beam_width, batch_size, progress, tokenize, by_length)
+
+
+def evaluate_captions(pipeline, folder, captions, beam_width=None, batch_size=64, progress=iter):
+    """Captions the images of a folder and compares with what people wrote.
+
+    Args:
+        pipeline: a Pipeline of images.
+        folder: where the images lie.
+        captions: a file of captions, see `read_captions`.
+        beam_width, batch_size, progress: see `evaluate`.
+
+    Returns:
+        A dict: images, captions; the scores of `caption_scores`; beam_width; seconds, of decoding.
+
+    Raises:
+        InputError: a file is wrong or an image cannot be read, in one sentence.
+    """
+    found = read_captions(captions)
+    if wrong := find_unreadable(folder, found.images):
+        first, why = next(iter(wrong.items()))
+        raise InputError(
+            f"{len(wrong)} of the {len(found.images)} images in {folder} cannot be used, first {first}: {why}"
+        )
+    paths = [Path(folder) / name for name in found.images]
+    began = time.perf_counter()
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    answers = [r.text for chunk in progress(chunks) for r in pipeline(chunk, beam_width, batch_size=batch_size)]
+    seconds = time.perf_counter() - began
+    return {
+        "images": len(paths),
+        "captions": len(found.texts),
+        **caption_scores(answers, found.of_images()),
+        "beam_width": beam_width or pipeline.options.beam_width,
+        "seconds": round(seconds, 2),
+    }
 
 
 def compare(

@@ -236,6 +236,17 @@ def plot_caption(image, attention_map, words, columns=5, title=None):
     return figure
 
 
+def read_picture(path):
+    """The pixels of an image's file, uint8 [height, width, 3], for `plot_caption`."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError('Pictures of captions need Pillow: pip install "keras-attention-zoo[train]".') from error
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def plot_overlay(image, weights, title=None):
     """Draws one picture, bright where the weights [h, w] lie; see `plot_caption`."""
     image = np.asarray(image)

@@ -25,7 +25,7 @@ from .callbacks import (
     read_checkpoint,
     variables_of,
 )
-from .corpus import prepare
+from .corpus import prepare, with_grids
 from .errors import InputError
 from .losses import MaskedCrossEntropy
 from .metrics import ExactMatch, Perplexity, TokenAccuracy
@@ -110,6 +110,8 @@ def _set_up(recipe, out):
     model = build_model(recipe, corpus)
     if start:
         _begin_with(start.model, model, recipe.init)
+    if recipe.data.images and not recipe.backbone.trainable:
+        corpus = with_grids(corpus, model, recipe, out.parent / "features")
     return corpus, model
 
 
@@ -213,8 +215,12 @@ def _schedule(recipe, steps):
 
 def _text_scores(recipe, pipeline, corpus):
     """What computes val_bleu and val_chrf, where the recipe's monitor is one of them."""
-    if recipe.training.monitor not in ("val_bleu", "val_chrf"):
+    of_captions = bool(recipe.data.images)
+    if recipe.training.monitor not in ("val_bleu", "val_chrf", "val_bleu_4", "val_cider"):
         return None
+    if of_captions != (recipe.training.monitor in ("val_bleu_4", "val_cider")):
+        expected = "val_bleu_4 or val_cider" if of_captions else "val_bleu or val_chrf"
+        raise InputError(f"training.monitor={recipe.training.monitor} is not for these data: set {expected}.")
     if pipeline is None or not corpus.samples.sources:
         raise InputError(
             f"training.monitor={recipe.training.monitor} needs TensorFlow as backend and validation texts within the "
@@ -315,7 +321,8 @@ def _plots(out, pipeline, corpus, history, say):
         results = zip(sources, pipeline(sources), strict=True)
         source, result = next((pair for pair in results if _attends(pair[1])), (None, None))
         if result is not None and result.attention_map is not None:
-            figures["caption.png"] = plots.plot_caption(source, result.attention_map, result.target_pieces)
+            image = source if isinstance(source, np.ndarray) else plots.read_picture(source)
+            figures["caption.png"] = plots.plot_caption(image, result.attention_map, result.target_pieces)
         elif result is not None:
             labels = plots.source_labels(result)
             figures["alignment.png"] = plots.plot_alignment(result.attention, labels, result.target_pieces)

@@ -37,6 +37,7 @@ TOKENIZERS = ("characters", "words", "wordpiece", "bpe", "unigram")
 SPLITS = ("words", "punctuation", "blanks")
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 MONITORS = ("val_loss", "val_token_accuracy", "val_perplexity", "val_exact_match", "val_bleu", "val_chrf")
+MONITORS += ("val_bleu_4", "val_cider")  # of captions
 MINIMUMS = {
     **dict.fromkeys(("seed", "training.warmup_steps", "training.patience", "training.samples"), 0),
     **dict.fromkeys(("data.examples", "data.held_out", "data.max_source_length", "data.max_target_length"), 1),
@@ -76,6 +77,10 @@ class Data:
     target: str | None = None
     val_source: str | None = None
     val_target: str | None = None
+    images: str | None = None  # a folder of images: source is a file of their captions, the folder may lie in --data
+    image_size: list = field(default_factory=lambda: [224, 224])  # height and width that images are resized to
+    mirror: bool = False  # of images: every caption is shown with the mirrored image in half of the epochs
+    unreadable: str = "stop"  # what an image that is missing or damaged does; "skip" leaves it out, named
     columns: list = field(default_factory=lambda: [1, 2])  # of a TSV: source and target, counted from 1
     joint_vocabulary: bool = False  # one tokenizer for both sides, learned from both as [source_tokenizer] says
     max_source_length: int = 256  # in pieces (steps of features); longer pairs are left out, counted and reported
@@ -316,6 +321,7 @@ def _check_choices(recipe, where):
         "target_tokenizer.split": (recipe.target_tokenizer.split, SPLITS),
         "data.bleu_tokenize": (recipe.data.bleu_tokenize, BLEU_TOKENIZERS),
         "training.schedule": (recipe.training.schedule, SCHEDULES),
+        "data.unreadable": (recipe.data.unreadable, ("stop", "skip")),
         "training.dtype": (recipe.training.dtype, DTYPES),
         "training.monitor": (recipe.training.monitor, MONITORS),
     }
@@ -334,6 +340,9 @@ def _check_choices(recipe, where):
                 f"{where}: {side}_tokenizer.dropout={tokenizer.dropout} is for pieces of the kind bpe and for texts of "
                 f"files. Received: {what}; give --set {side}_tokenizer.dropout=0."
             )
+    size = recipe.data.image_size
+    if [type(number) for number in size] != [int, int] or min(size) < 1:
+        raise InputError(f"{where}: data.image_size must be [height, width] in pixels. Received: {size!r}")
     columns = recipe.data.columns
     if [type(column) for column in columns] != [int, int] or min(columns) < 1 or columns[0] == columns[1]:
         raise InputError(

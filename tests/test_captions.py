@@ -1,0 +1,202 @@
+"""Images with captions from files: what is read, what is kept on disk, and a captioner trained on them."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from keras_attention.training import captions as of_images
+from keras_attention.training.batching import GridSequences
+from keras_attention.training.captions import find_captions, keep_grids, keep_images, read_captions, split_by_image
+from keras_attention.training.cli import main
+from keras_attention.training.errors import InputError
+from keras_attention.training.tasks import scenes
+
+SMALL = ["data.image_size=[32, 32]", "backbone.name=small", "backbone.alpha=none", "model.units=16"]
+SMALL += ["model.embedding_width=8", "training.warmup_steps=2", "training.samples=1", "training.average=1"]
+SMALL += ["training.epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with 30 images, two captions each, 24 for training and 6 for dev."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "images").mkdir()
+    lines = {"train": [], "dev": []}
+    for number, scene in enumerate(scenes.draw(30, 7, image_size=48)):
+        name = f"{number}.{'png' if number % 2 else 'jpg'}"
+        Image.fromarray(scene.image).save(folder / "images" / name)
+        lines["train" if number < 24 else "dev"] += [
+            f"{name}\t{scene.caption.capitalize()} .",
+            f"{name}\tIt is {scene.caption}",
+        ]
+    for split, rows in lines.items():
+        (folder / f"{split}.captions.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_three_forms_say_the_same(tmp_path):
+    rows = [("a.jpg", "A dog ."), ("b.jpg", "Two cats"), ("a.jpg", "The dog"), ("c.jpg", " ")]
+    (tmp_path / "t.tsv").write_text("".join(f"{image}\t{text}\n" for image, text in rows))
+    (tmp_path / "t.token.txt").write_text("".join(f"{image}#{i}\t{text}\n" for i, (image, text) in enumerate(rows)))
+    ids = {"a.jpg": 5, "b.jpg": 3, "c.jpg": 9}
+    coco = {
+        "images": [{"id": number, "file_name": name} for name, number in ids.items()],
+        "annotations": [{"image_id": ids[image], "caption": text} for image, text in rows],
+    }
+    (tmp_path / "t.json").write_text(json.dumps(coco))
+    for name in ("t.tsv", "t.token.txt", "t.json"):
+        found = read_captions(tmp_path / name)
+        assert (found.images, found.texts, found.shown) == (
+            ["a.jpg", "b.jpg"],
+            ["A dog .", "Two cats", "The dog"],
+            [0, 1, 0],
+        )
+        assert "1 empty captions were left out" in found.note
+        assert found.of_images() == [["A dog .", "The dog"], ["Two cats"]]
+    assert find_captions(tmp_path, "val") is None
+    (tmp_path / "dev.json").write_text("{}")
+    assert find_captions(tmp_path, "val") == tmp_path / "dev.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "t.tsv",
+            "a.jpg\tA dog\na.jpg A cat\n",
+            "line 2: expected an image's file name, .*received 1",
+        ),
+        ("t.tsv", "a.jpg\tA dog\tmore\n", "line 1: .*received 3 columns"),
+        ("t.tsv", "a.jpg\t \n", "holds no caption"),
+        ("t.json", "{}", "not COCO's JSON of captions.*KeyError"),
+        ("t.json", "nothing", "not COCO's JSON of captions"),
+    ],
+)
+def test_files_that_are_no_captions(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_captions(tmp_path / name)
+
+
+def test_a_split_keeps_the_captions_of_an_image_together(data):
+    captions = read_captions(data / "train.captions.tsv")
+    train, val = split_by_image(captions, seed=3)
+    assert len(val.images) == 1 and len(val.texts) == 2 and not set(train.images) & set(val.images)
+    assert sorted(train.texts + val.texts) == sorted(captions.texts)
+    assert split_by_image(captions, seed=3) == (train, val)
+
+
+def captioner(data):
+    from keras_attention.models import ImageCaptioner, Seq2Seq
+    from keras_attention.models.backbones import make_backbone
+
+    keras.utils.set_random_seed(1)
+    backbone = make_backbone("small", (32, 32), trainable=False)
+    return ImageCaptioner(backbone, Seq2Seq(None, 9, units=4, encoder_layers=0, source_width=98), (32, 32))
+
+
+def test_images_and_grids_are_kept_once_and_an_interrupted_call_goes_on(data, tmp_path, monkeypatch):
+    names = read_captions(data / "train.captions.tsv").images
+    images = keep_images(data / "images", names, (32, 32), tmp_path / "images.npy")
+    assert images.shape == (24, 32, 32, 3) and images.dtype == np.uint8
+    written = (tmp_path / "images.npy").stat().st_mtime_ns
+    keep_images(data / "images", names, (32, 32), tmp_path / "images.npy")
+    assert (tmp_path / "images.npy").stat().st_mtime_ns == written
+
+    monkeypatch.setattr(of_images, "CHUNK", 5)
+    model = captioner(data)
+
+    def interrupted(chunks):
+        for number, chunk in enumerate(chunks):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield chunk
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_grids(model, images, tmp_path / "grids", mirror=True, progress=interrupted)
+    todo = []
+    grids = keep_grids(model, images, tmp_path / "grids", mirror=True, progress=lambda c: todo.extend(c) or c)
+    assert todo == [15, 20]
+    assert grids.shape == (24, 2, 16, 98) and grids.dtype == np.float16
+    for number, view in enumerate((images, images[:, :, ::-1])):
+        expected = keras.ops.convert_to_numpy(model.grid(np.array(view)))
+        np.testing.assert_allclose(grids[:, number], expected, atol=2e-3)
+    todo.clear()
+    keep_grids(captioner(data), images, tmp_path / "grids", mirror=True, progress=lambda c: todo.extend(c) or c)
+    assert todo == []  # the same backbone, weights and images
+    model.backbone.layers[1].kernel.assign(model.backbone.layers[1].kernel * 2)
+    keep_grids(model, images, tmp_path / "grids", mirror=True, progress=lambda c: todo.extend(c) or c)
+    assert todo and len(list((tmp_path / "grids").iterdir())) == 2
+    sequences = GridSequences(grids, np.array([3, 3]), np.array([0, 1]))
+    np.testing.assert_array_equal(sequences.inputs([1], 0)["source"][0], grids[3, 1].astype("float32"))
+
+
+EPOCHS_2 = ("--set", "training.epochs=2")
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def train(data, out, *settings):
+    given = [part for each in (*SMALL, *settings) for part in ("--set", each)]
+    return call("train", "flickr8k", "--data", data, "--out", out, *given)
+
+
+@pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_captioner_trains_on_files(data, tmp_path, trainable):
+    result = train(data, tmp_path / "run", f"backbone.trainable={str(trainable).lower()}")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 <= metrics["val_bleu_4"] <= 100 and "val_cider" in metrics
+    assert (tmp_path / "features").exists() == (not trainable)
+    result = call(
+        "train", "flickr8k", "--data", data, "--out", tmp_path / "run", "--resume", "--set", "training.epochs=2"
+    )
+    assert result.exit_code == 0, result.output
+    assert call("predict", tmp_path / "run", data / "images" / "25.png").exit_code == 0
+
+
+def test_images_that_cannot_be_used_are_named(data, tmp_path):
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    for path in (data / "images").iterdir():
+        (folder / "images" / path.name).write_bytes(path.read_bytes())
+    lines = (data / "train.captions.tsv").read_text() + "gone.jpg\tNothing to see\n"
+    (folder / "train.captions.tsv").write_text(lines)
+    (folder / "images" / "3.png").write_bytes((data / "images" / "3.png").read_bytes()[:100])
+    result = train(folder, tmp_path / "run")
+    assert result.exit_code == 2 and not (tmp_path / "run").exists()
+    assert " images of train in " in result.output and "cannot be used, first " in result.output
+    assert "data.unreadable=skip" in result.output
+    from keras_attention.training.corpus import _find_captions
+    from keras_attention.training.recipes import load_recipe
+
+    recipe = load_recipe("flickr8k", [f"data.folder={folder}", "data.unreadable=skip"])
+    _, found, notes = _find_captions(recipe)
+    assert len(found["train"].images) + len(found["val"].images) >= 23
+    assert any("3.png" in note and "missing or damaged and were left out" in note for note in notes)
+    assert any("No validation file: 1 images" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.images=pictures"], "data.images must be a folder of images"),
+        (["data.image_size=[32]"], r"data.image_size must be \[height, width\]"),
+        (["data.unreadable=ignore"], "data.unreadable must be one of stop, skip"),
+        (["training.monitor=val_bleu"], "training.monitor=val_bleu is not for these data: set val_bleu_4 or val_cider"),
+        (["backbone.name=VGG16"], "backbone.name must be one of small"),
+    ],
+)
+def test_what_a_recipe_asks_wrongly(data, tmp_path, settings, message):
+    import re
+
+    result = train(data, tmp_path / "run", *settings)
+    assert result.exit_code == 2 and re.search(message, result.output), result.output
+    assert not (tmp_path / "run").exists()
