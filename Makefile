@@ -11,21 +11,21 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Two processes, each with whole files, so that what a file trains once is trained once.
 WORKERS := -n 2 --dist loadfile
 # With two processes on two cores a thread each is the fastest.
-test test-nightly: export TF_NUM_INTRAOP_THREADS = 1
+test test-long test-nightly: export TF_NUM_INTRAOP_THREADS = 1
 NIGHTLY := build/keras-nightly
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Whatever the shell says; only .venv-backends has other backends.
 export KERAS_BACKEND = tensorflow
 
 # XLA compiles each program for one or two calls: its own passes as ever, LLVM's in a hurry.
-test test-backends test-nightly: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+test test-long test-backends test-nightly: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 # JAX compiles each operation for each shape: what one test compiled, another one reads.
 test-backends: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/build/jax
 test-backends: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 test-backends: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-serving test-backends test-nightly wheel-check clean
+.PHONY: help demo test test-long lint test-serving test-backends test-nightly wheel-check clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ demo: .venv/.installed  ## train a small date translator and show its attention
 
 test: .venv/.installed  ## run the tests
 	.venv/bin/python -m pytest $(WORKERS)
+
+test-long: .venv/.installed  ## run the longest tests: fresh processes, killed and resumed trainings, CTranslate2, Keras's own
+	.venv/bin/python -m pytest $(WORKERS) -m long
 
 lint: .venv/.installed  ## check style and formatting
 	.venv/bin/ruff check .

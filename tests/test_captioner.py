@@ -183,6 +183,7 @@ def test_what_is_transparent_becomes_white_and_sizes_are_squeezed():
     np.testing.assert_allclose(found[1], 7)
 
 
+@pytest.mark.long
 @on_tensorflow
 def test_images_of_all_kinds_get_captions_in_python_and_in_a_fresh_process(pictures, tmp_path):
     pipeline = captioner(beam_width=3)

@@ -147,6 +147,7 @@ def train(data, out, *settings):
     return call("train", "flickr8k", "--data", data, "--out", out, *given)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("trainable", [False, True])
 def test_a_captioner_trains_on_files(data, tmp_path, trainable):

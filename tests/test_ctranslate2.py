@@ -14,6 +14,7 @@ pytest.importorskip("ctranslate2")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from ctranslate2_model import SUPPRESSED, piece, to_ctranslate2
 
+pytestmark = pytest.mark.long
 SIZES = {"width": 24, "num_heads": 2, "feed_forward_units": 32, "encoder_layers": 2, "decoder_layers": 2}
 LONGEST = 9
 

@@ -43,6 +43,7 @@ print(json.dumps([[history(tf.distribute.get_strategy(), ours), history(mirrored
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["seq2seq", "transformer"])
 def test_two_devices_have_the_losses_of_one(kind):
     """With Keras's loss, and with ours and a metric."""

@@ -202,6 +202,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.long
 @on_tensorflow
 def test_saved_models_answer_like_their_pipelines(tmp_path):
     source, target = CharacterTokenizer.learn(["abcdef"]), CharacterTokenizer("0123456789", byte_fallback=False)

@@ -150,10 +150,12 @@ assert not any(module.startswith("keras_attention") for module in sys.modules)
 """
 
 
+@pytest.mark.long
 def test_models_reload_in_a_fresh_process(saved):
     assert len(run_python(RELOAD, saved).split()) == len({*PAIRS, *SINGLES, *OTHERS})
 
 
+@pytest.mark.long
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a SavedModel is TensorFlow's")
 def test_exports_answer_without_the_library(saved):
     assert len(run_python(ANSWER, saved).split()) == len({*PAIRS, *SINGLES, *OTHERS})

@@ -127,6 +127,7 @@ def test_it_is_kerass_layer(name):
             np.testing.assert_allclose(to_numpy(ours(*inputs, **given)), to_numpy(expected[0]), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_kerass_own_tests_pass():
     """But for those that benchmarks/keras_tests.py names, with the reason."""
     if BACKEND != "tensorflow":

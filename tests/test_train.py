@@ -62,6 +62,7 @@ def history(out):
     return json.loads((out / "history.json").read_text())
 
 
+@pytest.mark.long
 def test_a_killed_run_resumed_has_the_history_of_an_uninterrupted_one(uninterrupted, tmp_path):
     """SIGKILL between two checkpoints, in a process of its own; dropout 0.3, shuffling on."""
     out = tmp_path / "killed"
@@ -83,6 +84,7 @@ def test_a_killed_run_resumed_has_the_history_of_an_uninterrupted_one(uninterrup
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 def test_dropout_matters_to_that_history(uninterrupted, tmp_path, no_export):
     """The test above would show nothing if the history did not depend on random numbers."""
     train(recipe("model.dropout=0.0", "training.epochs=1"), tmp_path / "dry", say=silent)
@@ -370,6 +372,7 @@ TRANSFORMER = {
 }
 
 
+@pytest.mark.long
 def test_a_transformer_with_every_option_resumes_with_the_same_history(tmp_path, no_export):
     """BPE dropout, R-Drop, accumulated gradients, mixed precision with a scaled loss, a moving average."""
     data, out = write_tsv(tmp_path / "data", words_in_order(200, 1), words_in_order(20, 2)), tmp_path / "run"
