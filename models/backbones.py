@@ -1,5 +1,7 @@
 """Backbones: Keras models from images [B, height, width, 3], numbers from 0 to 255, to grids [B, h, w, C]."""
 
+from pathlib import Path
+
 import keras
 from keras import ops
 
@@ -68,6 +70,10 @@ def make_backbone(name, image_size, weights=None, layer=None, trainable=True, al
     (None, 8, 8, 98)
     """
     image_size = tuple(image_size)
+    if name == OWN and (weights, layer, alpha) != (None, None, None):
+        raise ValueError(
+            f"The backbone {OWN} takes no weights, layer or alpha. Received: {weights=}, {layer=}, {alpha=}"
+        )
     backbone = small(image_size) if name == OWN else _application(name, image_size, weights, layer, alpha)
     backbone.trainable = trainable
     return backbone
@@ -83,6 +89,8 @@ def _application(name, image_size, weights, layer, alpha):
             if callable(getattr(keras.applications, each)) and each.startswith((*_FROM_MINUS_1_TO_1, *_AS_THEY_ARE))
         )
         raise ValueError(f"backbone.name must be one of {OWN}, {', '.join(known)}. Received: {name!r}")
+    if weights is not None and not Path(weights).is_file():
+        raise ValueError(f"backbone.weights must be a file of {name}'s weights. Received: {weights}, which is none.")
     options = {} if alpha is None else {"alpha": alpha}
     try:
         network = build(input_shape=(*image_size, 3), include_top=False, weights=weights, **options)

@@ -71,11 +71,11 @@ class ImageCaptioner(TokenModel):
         """(h, w) and C of the backbone's grid."""
         if len(self.image_size) != 2:
             raise ValueError(f"ImageCaptioner expects image_size=(height, width). Received: {self.image_size}")
-        shape = tuple(self.backbone.compute_output_shape((None, *self.image_size, 3)))
-        if len(shape) != 4 or None in shape[1:]:
+        shape = tuple(self.backbone(ops.zeros((1, *self.image_size, 3))).shape)  # which builds it, too
+        if len(shape) != 4:
             raise ValueError(
                 "ImageCaptioner expects a backbone that gives a grid of features [B, h, w, C] (include_top=False, no "
-                f"pooling). Received: one that makes {shape} of images of size {self.image_size}"
+                f"pooling). Received: one that makes {shape} of one image of size {self.image_size}"
             )
         return shape[1:3], shape[3]
 
@@ -92,8 +92,10 @@ class ImageCaptioner(TokenModel):
                 f"ImageCaptioner expects images [B, {self.image_size[0]}, {self.image_size[1]}, 3]. Received: "
                 f"image.shape={tuple(images.shape)}"
             )
-        grid = self.backbone(ops.cast(images, self.compute_dtype), training=training and self.backbone.trainable)
-        return ops.reshape(grid, (-1, self.grid_size[0] * self.grid_size[1], grid.shape[-1]))
+        grid = self.backbone(ops.cast(images, "float32"), training=training and self.backbone.trainable)
+        return ops.reshape(
+            ops.cast(grid, self.compute_dtype), (-1, self.grid_size[0] * self.grid_size[1], grid.shape[-1])
+        )
 
     def _source(self, x, training=None):
         """The decoder's part of x, its source the grid."""

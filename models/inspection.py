@@ -113,8 +113,8 @@ def _read(pipeline, source):
     if not int(lengths[0]):
         raise ValueError("The source is empty: there is nothing to look at.")
     if pipeline.source_tokenizer is None:
-        ids = pipeline.source_width is None
-        return [str(label) for label in (rows[0].tolist() if ids else range(len(rows[0])))], x
+        ids = pipeline.source_width is None and isinstance(rows[0], np.ndarray)  # the others are numbered
+        return [str(label) for label in (rows[0].tolist() if ids else range(int(lengths[0])))], x
     return [piece.decode() for piece in pipeline.source_tokenizer.pieces(x["source"])[0].numpy()], x
 
 

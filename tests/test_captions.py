@@ -106,6 +106,8 @@ def test_images_and_grids_are_kept_once_and_an_interrupted_call_goes_on(data, tm
     written = (tmp_path / "images.npy").stat().st_mtime_ns
     keep_images(data / "images", names, (32, 32), tmp_path / "images.npy")
     assert (tmp_path / "images.npy").stat().st_mtime_ns == written
+    other = keep_images(data / "images", names[::-1], (16, 24), tmp_path / "images.npy")  # of another call
+    assert other.shape == (24, 16, 24, 3)
 
     monkeypatch.setattr(of_images, "CHUNK", 5)
     model = captioner(data)
@@ -192,7 +194,8 @@ def test_images_that_cannot_be_used_are_named(data, tmp_path):
         (["data.image_size=[32]"], r"data.image_size must be \[height, width\]"),
         (["data.unreadable=ignore"], "data.unreadable must be one of stop, skip"),
         (["training.monitor=val_bleu"], "training.monitor=val_bleu is not for these data: set val_bleu_4 or val_cider"),
-        (["backbone.name=VGG16"], "backbone.name must be one of small"),
+        (["backbone.name=VGG16", "backbone.trainable=true"], "backbone.name must be one of small"),
+        (["backbone.name=MobileNet"], "A frozen MobileNet needs its weights"),
     ],
 )
 def test_what_a_recipe_asks_wrongly(data, tmp_path, settings, message):

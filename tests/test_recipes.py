@@ -317,6 +317,8 @@ def test_location_needs_room_for_the_longest_source():
         (["model.attention=none", "model.context_gate=true"], "model.context_gate needs attention"),
         (["model.attention=none", "training.doubly_stochastic=1.0"], "training.doubly_stochastic needs attention"),
         (["backbone.alpha=0"], "backbone.alpha must be above 0"),
+        (["data.mirror=true"], "data.mirror is for data.images"),
+        (["data.images=pictures", "data.task=scenes"], "data.images and data.task are two sources"),
         (["backbone.size=3"], "unknown key 'size' in [backbone]"),
     ],
 )

@@ -102,7 +102,7 @@ def _read_coco(path):
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
         names = {image["id"]: image["file_name"] for image in table["images"]}
-        return [(names[each["image_id"]], each["caption"]) for each in table["annotations"]]
+        return [(names[each["image_id"]], str(each["caption"] or "")) for each in table["annotations"]]
     except OSError as error:
         raise InputError(f"Cannot read {path} ({error.strerror}): expected captions as COCO's JSON.") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -159,7 +159,7 @@ def keep_images(folder, names, size, path, progress=iter):
         folder: Where the images lie.
         names: Their file names.
         size: (height, width).
-        path: The .npy file; one that exists already is taken as it is.
+        path: The .npy file; one of the same images and size is taken as it is, another one is made anew.
         progress: Called with a list of pieces of work, gives them back one by one.
 
     Returns:
@@ -170,7 +170,9 @@ def keep_images(folder, names, size, path, progress=iter):
     from keras_attention.models.images import read_images
 
     path = Path(path)
-    if not path.exists():
+    about, what = path.with_suffix(".json"), json.dumps({"names": list(names), "size": list(size)})
+    if not path.exists() or not about.exists() or about.read_text(encoding="utf-8") != what:
+        about.unlink(missing_ok=True)
         beside = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             array = np.lib.format.open_memmap(beside, "w+", "uint8", (len(names), *size, 3))
@@ -183,6 +185,7 @@ def keep_images(folder, names, size, path, progress=iter):
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
+        atomic_write(about, lambda temporary: temporary.write_text(what, encoding="utf-8"))
     return np.load(path, mmap_mode="r")
 
 
@@ -216,7 +219,13 @@ def keep_grids(model, images, folder, mirror=False, progress=iter):
     for start in progress(range(first, len(images), CHUNK)):
         batch = np.asarray(images[start : start + CHUNK])
         for number, view in enumerate(views):
-            array[start : start + CHUNK, number] = keras.ops.convert_to_numpy(model.grid(view(batch), training=False))
+            grids = keras.ops.convert_to_numpy(model.grid(view(batch), training=False))
+            if not np.abs(grids).max() < np.finfo("float16").max:
+                raise InputError(
+                    f"The backbone gives features up to {np.abs(grids).max():g}, too large to be kept in 16 bits: are "
+                    "its weights those of this network?"
+                )
+            array[start : start + CHUNK, number] = grids
         array.flush()
         reached = min(start + CHUNK, len(images))
         atomic_write(done, lambda temporary, reached=reached: temporary.write_text(json.dumps({"images": reached})))
@@ -225,10 +234,11 @@ def keep_grids(model, images, folder, mirror=False, progress=iter):
 
 
 def _key(model, images, mirror):
-    """A name for what `keep_grids` keeps: other weights, another grid or other images have another one."""
+    """A name for what `keep_grids` keeps: another network, other weights or other images have another one."""
     weights = [keras.ops.convert_to_numpy(weight) for weight in model.backbone.weights]
     shapes = [weight.shape for weight in weights]
     digest = hashlib.sha256(json.dumps([shapes, model.grid_size, images.shape, mirror]).encode())
+    weights.append(keras.ops.convert_to_numpy(model.grid(np.array(images[:1]), training=False)))  # what it computes
     for array in weights:
         digest.update(np.ascontiguousarray(array))
     for start in range(0, len(images), CHUNK):

@@ -189,9 +189,9 @@ def _find_captions(recipe):
     """(folder of the images, {train, val: Captions}, notes) of a recipe's files, every image known to be readable."""
     data = recipe.data
     folder = Path(data.folder or ".")
-    images = Path(data.images) if Path(data.images).is_dir() else folder / data.images
+    images = folder / data.images if (folder / data.images).is_dir() else Path(data.images)
     if not images.is_dir():
-        raise InputError(f"data.images must be a folder of images, by itself or inside --data. Received: {data.images}")
+        raise InputError(f"data.images must be a folder of images, inside --data or by itself. Received: {data.images}")
     train = data.source or (data.folder and find_captions(data.folder, "train"))
     if not train:
         raise InputError(

@@ -237,14 +237,16 @@ def plot_caption(image, attention_map, words, columns=5, title=None):
 
 
 def read_picture(path):
-    """The pixels of an image's file, uint8 [height, width, 3], for `plot_caption`."""
+    """The pixels of an image's file, uint8 [height, width, 3], what is transparent white, for `plot_caption`."""
     try:
         from PIL import Image
     except ImportError as error:
         raise InputError('Pictures of captions need Pillow: pip install "keras-attention-zoo[train]".') from error
 
     with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
 
 
 def plot_overlay(image, weights, title=None):

@@ -29,7 +29,7 @@ from .corpus import prepare, with_grids
 from .errors import InputError
 from .losses import MaskedCrossEntropy
 from .metrics import ExactMatch, Perplexity, TokenAccuracy
-from .recipes import MODELS, resolve
+from .recipes import MODELS, Backbone, resolve
 from .schedules import InverseSquareRoot, Noam
 
 
@@ -163,6 +163,14 @@ def build_model(recipe, corpus):
     options = {name: value for name, value in recipe.model.items() if name != "kind"}
     options["dtype"] = recipe.training.dtype
     backbone = None
+    if corpus.image_size is None and (recipe.training.doubly_stochastic or recipe.backbone != Backbone()):
+        raise InputError("[backbone] and training.doubly_stochastic are for images, and these data have none.")
+    known = vars(recipe.backbone)
+    if not (known["trainable"] or known["weights"] or known["name"] == "small"):
+        raise InputError(
+            f"A frozen {known['name']} needs its weights: --set backbone.weights=FILE.h5, or --set "
+            "backbone.trainable=true."
+        )
     if corpus.source_width is not None:
         options["source_width"] = corpus.source_width
     if corpus.image_size is not None:

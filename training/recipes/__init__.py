@@ -340,6 +340,11 @@ def _check_choices(recipe, where):
                 f"{where}: {side}_tokenizer.dropout={tokenizer.dropout} is for pieces of the kind bpe and for texts of "
                 f"files. Received: {what}; give --set {side}_tokenizer.dropout=0."
             )
+    data = recipe.data
+    if data.images and data.task:
+        raise InputError(f"{where}: data.images and data.task are two sources of examples: set one of them to none.")
+    if data.mirror and not data.images:
+        raise InputError(f"{where}: data.mirror is for data.images.")
     size = recipe.data.image_size
     if [type(number) for number in size] != [int, int] or min(size) < 1:
         raise InputError(f"{where}: data.image_size must be [height, width] in pixels. Received: {size!r}")
