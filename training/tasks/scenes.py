@@ -7,12 +7,12 @@ r"""Pictures of drawn shapes in, captions out; where every object lies is known.
     |                |
     +----------------+
 
-A scene has one object, or a small and a large one, of which the caption names the small one first: "a SIZE COLOUR SHAPE
-[RELATION a SIZE COLOUR SHAPE]". One picture has one true caption. Colours vary, the ground is shaded and noisy, places
-and sizes are drawn at random.
+A scene has a small object and a large one, and its caption names the small one first: "a small COLOUR SHAPE RELATION
+a large COLOUR SHAPE". One picture has one true caption. Colours vary, the ground is shaded and noisy, places and sizes
+are drawn at random.
 
-The splits share no combination of the first object's colour and shape with its relation (96, and 24 for objects
-that stand alone): val and test have what training never shows, made of parts that it shows.
+The splits share no combination of the small object's colour and shape with its relation (96): val and test have what
+training never shows, made of parts that it shows.
 """
 
 import itertools
@@ -34,7 +34,6 @@ SHAPES = ("circle", "square", "triangle", "cross")
 RELATIONS = {"left of": (1, 0), "right of": (-1, 0), "above": (0, 1), "below": (0, -1)}  # where the other one is: x, y
 RADII = {"small": (0.09, 0.115), "large": (0.17, 0.215)}  # half of an object's size, as shares of the picture's
 _HELD_OUT = 8  # one in so many combinations is val's, another one test's
-_ALONE = 0.15  # share of the scenes with one object
 
 
 class Object(NamedTuple):
@@ -52,7 +51,7 @@ class Scene(NamedTuple):
     image: np.ndarray
     caption: str
     objects: tuple
-    relation: str | None
+    relation: str
 
 
 def pairs(count, *, seed, epoch=0, split="train", image_size=64):
@@ -75,13 +74,13 @@ def pairs(count, *, seed, epoch=0, split="train", image_size=64):
 
     >>> images, captions = pairs(2, seed=1)
     >>> images.shape, captions[1]
-    ((2, 64, 64, 3), 'a small black square left of a large purple circle')
+    ((2, 64, 64, 3), 'a small purple cross below a large blue cross')
     """
     scenes = draw(count, seed, epoch, split, image_size)
-    size = (0, image_size, image_size, 3)
-    return np.array([scene.image for scene in scenes], "uint8") if scenes else np.zeros(size, "uint8"), [
-        scene.caption for scene in scenes
-    ]
+    images = np.zeros((count, image_size, image_size, 3), "uint8")
+    for place, scene in enumerate(scenes):
+        images[place] = scene.image
+    return images, [scene.caption for scene in scenes]
 
 
 def draw(count, seed, epoch=0, split="train", image_size=64):
@@ -94,43 +93,32 @@ def draw(count, seed, epoch=0, split="train", image_size=64):
 
 
 def split_of(colour, shape, relation):
-    """The split that alone has this combination; `relation` is None for an object that stands alone.
+    """The split that alone has this combination.
 
-    >>> split_of("red", "circle", "above"), split_of("red", "circle", "below")
+    >>> split_of("red", "circle", "above"), split_of("red", "circle", "left of")
     ('train', 'val')
     """
-    colours, relations = list(COLOURS), [None, *RELATIONS]
+    colours, relations = list(COLOURS), list(RELATIONS)
     place = 5 * colours.index(colour) + 3 * SHAPES.index(shape) + 2 * relations.index(relation)
     return {0: "val", 1: "test"}.get(place % _HELD_OUT, "train")
 
 
 def _combinations(split):
-    """{whether alone: [(colour, shape, relation)]} of a split."""
-    found = {True: [], False: []}
-    for colour, shape, relation in itertools.product(COLOURS, SHAPES, [None, *RELATIONS]):
-        if split_of(colour, shape, relation) == split:
-            found[relation is None].append((colour, shape, relation))
-    return found
+    """The (colour, shape, relation) of a split."""
+    return [parts for parts in itertools.product(COLOURS, SHAPES, RELATIONS) if split_of(*parts) == split]
 
 
 def _scene(combinations, image_size, rng):
-    alone = bool(rng.random() < _ALONE)
-    colour, shape, relation = combinations[alone][rng.integers(len(combinations[alone]))]
-    if alone:
-        size = ("small", "large")[rng.integers(2)]
-        radius = rng.uniform(*RADII[size])
-        places, objects = [(*rng.uniform(radius + 0.02, 0.98 - radius, 2), radius)], [(size, colour, shape)]
-    else:
-        places = _places(RELATIONS[relation], rng)
-        other = list(COLOURS)[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))]
-        objects = [("small", colour, shape), ("large", *other)]
-    named = [f"a {' '.join(parts)}" for parts in objects]
+    colour, shape, relation = combinations[rng.integers(len(combinations))]
+    other = list(COLOURS)[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))]
     objects = tuple(
         Object(*parts, (x - radius, y - radius, x + radius, y + radius))
-        for parts, (x, y, radius) in zip(objects, places, strict=True)
+        for parts, (x, y, radius) in zip(
+            [("small", colour, shape), ("large", *other)], _places(RELATIONS[relation], rng), strict=True
+        )
     )
-    caption = named[0] if alone else f"{named[0]} {relation} {named[1]}"
-    return Scene(_picture(objects, image_size, rng), caption, objects, relation)
+    named = (f"a {thing.size} {thing.colour} {thing.shape}" for thing in objects)
+    return Scene(_picture(objects, image_size, rng), f" {relation} ".join(named), objects, relation)
 
 
 def _places(direction, rng):
