@@ -5,6 +5,7 @@ if __name__ == "models":
         "This folder is installed as keras_attention.models: write `from keras_attention.models import ...`."
     )
 
+from .backbones import make_backbone
 from .captioner import ImageCaptioner
 from .decoding import Hypotheses, beam_search, greedy_search, sample, uniform_numbers
 from .inspection import AttentionScores, attention_scores, word_similarity
@@ -30,6 +31,7 @@ __all__ = [
     "beam_search",
     "greedy_search",
     "list_presets",
+    "make_backbone",
     "sample",
     "uniform_numbers",
     "word_similarity",

@@ -276,3 +276,9 @@ def test_backbones_by_name_scale_give_a_grid_and_freeze(tmp_path):
 def test_errors_of_backbones(options, message):
     with pytest.raises(ValueError, match=message):
         make_backbone(image_size=(72, 72), **options)
+
+
+def test_a_fresh_process_knows_the_layers_of_backbones(tmp_path):
+    make_backbone("small", (32, 32)).save(tmp_path / "b.keras")
+    code = "import sys, keras, keras_attention.models; print(keras.saving.load_model(sys.argv[1]).output_shape)"
+    assert run_python(code, tmp_path / "b.keras").splitlines()[-1] == "(None, 4, 4, 98)"
