@@ -202,17 +202,17 @@ def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, alph
         # `add` of a vector and `softmax` are one operation each with what stands before them.
         logits = ops.add(ops.cast(ops.matmul(x, ops.transpose(table)), "float32"), biases)  # [block, V]
         slopes = ops.softmax(logits, axis=-1)
-        best = ops.cast(ops.argmax(logits, axis=-1), target.dtype)[:, None]
-        log_probability = ops.log(ops.take_along_axis(slopes, best, axis=-1)[:, 0])  # of the best
-        both = ops.take_along_axis(logits, ops.concatenate([best, target[:, None]], axis=-1), axis=-1)
-        nll = both[:, 0] - both[:, 1] - log_probability
+        # The best probability is at least 1 / V: its logarithm is finite where the target's may not be.
+        best, best_probability = ops.max(logits, axis=-1), ops.max(slopes, axis=-1)
+        target_logit = ops.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
+        nll = best - target_logit - ops.log(best_probability)
         apart, share = ops.zeros_like(nll), weight[:, None]
         if alpha:
             apart, by_apart = _disagreement(logits, slopes)
             both_weights = ops.tile(sum(ops.split(weight, 2)), 2)
             slopes = slopes * share + 0.25 * alpha * both_weights[:, None] * by_apart
             share = ops.ones_like(share)
-        found = ops.stack([nll, ops.cast(best[:, 0] == target, "float32"), both[:, 1], apart])
+        found = ops.stack([nll, ops.cast(target_logit == best, "float32"), target_logit, apart])
         statistics = ops.scatter_update(statistics, [[number]], found[None])
         if with_gradients:
             slopes = ops.cast(slopes, compute_dtype)
