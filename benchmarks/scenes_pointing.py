@@ -3,8 +3,8 @@
     python benchmarks/scenes_pointing.py RUN [--count 2000] [--split test]
 
 Exact match of the captions, and pointing accuracy: of the words for objects (colour and shape), the share whose largest
-attention weight lies on a cell whose middle is inside of the object's box. The generator knows the boxes; both splits
-hold combinations that training never shows. Words count in captions that are right.
+attention weight lies on a cell whose middle is inside of the object's box. The generator knows the boxes; val and test
+hold combinations that training never shows. Only the words of right captions count.
 """
 
 import argparse

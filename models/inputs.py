@@ -14,17 +14,17 @@ from .tokenizers import PAD
 
 
 def inputs_for(model, tokenizer, longest):
-    """The kind that a model reads: images (it has an `image_size`), features (a `source_width`), texts or ids.
+    """The kind that a model reads: texts, images (it has an `image_size`), features (a `source_width`) or ids.
 
     Args:
         model: a model with the verbs of decoding.py.
         tokenizer: the source's, or None.
         longest: positions at most.
     """
-    if getattr(model, "image_size", None) is not None:
-        return Images(model, longest)
     if tokenizer is not None:
         return Texts(tokenizer, longest)
+    if getattr(model, "image_size", None) is not None:
+        return Images(model, longest)
     if getattr(model, "source_width", None) is not None:
         return Features(model.source_width, longest)
     return Ids(getattr(model, "source_vocabulary", None), longest)

@@ -127,7 +127,7 @@ class Pipeline:
 
         Args:
             inputs: a list of texts (str or UTF-8 bytes); without a source tokenizer a list of lists of ids, of arrays
-                of features [S, F], or of images (the bytes of JPEG or PNG files, or their paths).
+                of features [S, F], or of images (bytes or paths of JPEG or PNG files, or uint8 [height, width, 3]).
             beam_width: W, or None for the pipeline's own.
             num_return: how many answers for each input; the others stand in `alternatives`.
             batch_size: inputs decoded together, inputs of like length beside each other.

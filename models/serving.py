@@ -1,13 +1,13 @@
 """One SavedModel: text in, text and attention weights out, with nothing of ours needed to run it.
 
 Signatures, all with the same input (`text` [B], or `tokens` [B, S] padded with 0, or `features` [B, S, F] with
-`source_mask` [B, S], whose features must be finite):
+`source_mask` [B, S], whose features must be finite, or `image` [B], the bytes of JPEG or PNG files):
     serving_default  the best answer, a plain graph without any XLA op (TensorFlow Serving switches XLA off)
     serving_xla      the same, its decode loop compiled by XLA
     serving_nbest    the W best answers: every output has an axis W behind B
 Outputs: `text`, `source_pieces`, `target_pieces` (where there is a tokenizer), `target_ids` [B, T], `score` [B],
-`log_probability` [B] and `attention` [B, T, S] (where the model attends). Where there are fewer than W answers, the
-others are empty and their `log_probability` is below -1e29.
+`log_probability` [B] and `attention` [B, T, S] (where the model attends; of an image also `attention_map` [B, T, h,
+w]). Where there are fewer than W answers, the others are empty and their `log_probability` is below -1e29.
 
 A server merges the requests of several callers: an input longer than the model accepts fails the whole batch.
 """

@@ -19,7 +19,7 @@ def forget_compiled_programs():
 
 # Files whose graphs TensorFlow rewrites before it runs them, as it does everywhere but in tests. A third of the others'
 # time would go into rewriting graphs that run once.
-REWRITTEN = {"test_ctranslate2", "test_serving", "test_token_model", "test_train"}
+REWRITTEN = {"test_ctranslate2", "test_pipeline", "test_serving", "test_token_model", "test_train"}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -283,3 +283,41 @@ def test_neither_pyplot_nor_settings_are_touched(tmp_path, monkeypatch):
     plots.save_figure(plots.plot_alignment(some_weights(2, 3), list("가bc"), list("de")), tmp_path / "a.svg")
     plots.save_figure(plots.plot_history({"loss": [2.0, 1.0]}), tmp_path / "b.png")
     assert dict(matplotlib.rcParams) == before
+
+
+# Captions of images
+
+
+IMAGE = np.arange(12 * 8 * 3, dtype="uint8").reshape(12, 8, 3)
+
+
+def test_a_caption_has_a_picture_for_every_word_dark_where_it_did_not_look():
+    maps = np.zeros((7, 3, 2))
+    maps[np.arange(7), np.arange(7) % 3, 1] = 0.8
+    words = ["a", "dog", "runs", "in", "the", "snow", "개"]
+    figure = plots.plot_caption(IMAGE, maps, words, columns=4, title="dogs")
+    assert [axes.get_title() for axes in figure.axes] == ["", *words]
+    assert len(figure.axes[0].images) == 1  # the picture itself
+    for axes, weights in zip(figure.axes[1:], maps, strict=True):
+        picture, shades = axes.images
+        np.testing.assert_array_equal(picture.get_array(), IMAGE)
+        np.testing.assert_allclose(shades.get_array(), weights / 0.8)  # the greatest weight is fully bright
+        assert picture.get_extent() == shades.get_extent()
+    figure = plots.plot_overlay(IMAGE, maps[1])
+    np.testing.assert_allclose(figure.axes[0].images[1].get_array(), maps[1] / 0.8)
+
+
+@pytest.mark.parametrize(
+    ("image", "maps", "words"),
+    [(IMAGE[0], np.ones((1, 2, 2)), ["a"]), (IMAGE, np.ones((2, 2)), ["a"]), (IMAGE, np.ones((2, 2, 2)), ["a"])],
+)
+def test_a_caption_that_does_not_fit_its_weights(image, maps, words):
+    with pytest.raises(ValueError, match="weights .words, h, w.. Received: shapes"):
+        plots.plot_caption(image, maps, words)
+
+
+def test_what_is_transparent_is_read_as_white(tmp_path):
+    from PIL import Image
+
+    Image.new("RGBA", (3, 2), (0, 100, 200, 51)).save(tmp_path / "half.png")
+    assert plots.read_picture(tmp_path / "half.png").tolist() == [[[204, 224, 244]] * 3] * 2

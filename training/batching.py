@@ -199,10 +199,31 @@ class FeatureSequences(_Sequences):
         return {"source": source, "source_mask": mask}
 
 
-class ImageSequences:
-    """Images as sources: each row shows one of them, and several rows may show the same.
+class _Shown:
+    """Rows that each show one of some arrays of one shape; what ImageSequences and GridSequences have in common."""
 
-    An image has no length: rows stand together by the lengths of their targets alone.
+    name = dtype = None  # what a model calls them, and of which type it reads them
+    unit = "images"
+
+    def __len__(self):
+        return len(self.shown)
+
+    @property
+    def lengths(self):
+        """Zeros, int64 [n]: rows stand together by the lengths of their targets alone."""
+        return np.zeros(len(self), "int64")
+
+    def inputs(self, indices, width):
+        """What a model reads of a batch, {name: [B, ...]}; empty rows (-1) are zeros."""
+        array = np.zeros((len(indices), *self.shape), self.dtype)
+        for row, index in enumerate(indices):
+            if index >= 0:
+                array[row] = self[index]
+        return {self.name: array}
+
+
+class ImageSequences(_Shown):
+    """Images as sources, which a model reads as "image" [B, H, W, 3]; several rows may show the same.
 
     Args:
         images: uint8 [m, H, W, 3]; may be memory-mapped.
@@ -219,7 +240,7 @@ class ImageSequences:
     (3, (4, 6), (2, 4, 6, 3))
     """
 
-    unit = "images"
+    name, dtype = "image", "uint8"
 
     def __init__(self, images, shown=None, mirrored=None):
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != "uint8":
@@ -233,9 +254,6 @@ class ImageSequences:
             raise InputError(f"There are {len(images)} images, and a row shows another one.")
         self.mirrored = np.zeros(len(self.shown), bool) if mirrored is None else mirrored
 
-    def __len__(self):
-        return len(self.shown)
-
     def __getitem__(self, index):
         image = self.images[self.shown[index]]
         return image[:, ::-1] if self.mirrored[index] else image
@@ -246,25 +264,16 @@ class ImageSequences:
         return self.images.shape[1:3]
 
     @property
-    def lengths(self):
-        """Zeros, int64 [n]."""
-        return np.zeros(len(self), "int64")
+    def shape(self):
+        return self.images.shape[1:]
 
     def select(self, keep):
         """The rows where the boolean array keep [n] is True."""
         return ImageSequences(self.images, self.shown[keep], self.mirrored[keep])
 
-    def inputs(self, indices, width):
-        """What a model reads of a batch: {"image": uint8 [B, H, W, 3]}; empty rows (-1) are black."""
-        images = np.zeros((len(indices), *self.images.shape[1:]), "uint8")
-        for row, index in enumerate(indices):
-            if index >= 0:
-                images[row] = self[index]
-        return {"image": images}
 
-
-class GridSequences:
-    """What a frozen backbone made of images, in their place: each row shows one of them, in one of its views.
+class GridSequences(_Shown):
+    """What a frozen backbone made of images, in their place: a model reads "source" [B, S, C], one view of an image.
 
     Args:
         grids: [m, views, S, C]; may be memory-mapped.
@@ -278,31 +287,19 @@ class GridSequences:
     (2, 9, 5)
     """
 
-    unit = "images"
+    name, dtype = "source", "float32"
 
     def __init__(self, grids, shown, views):
         self.grids = grids
         self.shown = shown
         self.views = views
 
-    def __len__(self):
-        return len(self.shown)
+    @property
+    def shape(self):
+        return self.grids.shape[2:]
 
     def __getitem__(self, index):
         return self.grids[self.shown[index], self.views[index]]
-
-    @property
-    def lengths(self):
-        """Zeros, int64 [n]."""
-        return np.zeros(len(self), "int64")
-
-    def inputs(self, indices, width):
-        """What a model reads of a batch: {"source": float32 [B, S, C]}; empty rows (-1) are zeros."""
-        source = np.zeros((len(indices), *self.grids.shape[2:]), "float32")
-        for row, index in enumerate(indices):
-            if index >= 0:
-                source[row] = self[index]
-        return {"source": source}
 
 
 def _as_features(number, sequence):

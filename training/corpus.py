@@ -112,7 +112,7 @@ def _from_task(recipe, folder, begin_with):
     texts = Pairs(*pairs(data.held_out, split="val"))
     no_text = not isinstance(texts.sources[0], str)
     notes = []
-    if no_text and begin_with is not None and begin_with[0] is not None:
+    if no_text and begin_with is not None:
         given = "images" if isinstance(texts.sources, np.ndarray) else "features"
         raise InputError(f"The task {data.task} gives {given} as sources, and the run of --init reads text.")
     _check_tokenizers(recipe, begin_with)
@@ -161,14 +161,12 @@ def _from_files(recipe, folder, begin_with):
 
 def _from_captions(recipe, folder, begin_with):
     """Images are kept as arrays, once; captions are read and tokenized in a second or two, every time."""
-    if begin_with is not None and begin_with[0] is not None:
+    if begin_with is not None:
         raise InputError("data.images gives images as sources, and the run of --init reads text.")
-    _check_tokenizers(recipe, begin_with)
     images_folder, found, notes = _find_captions(recipe)
     tokenizers = _load_tokenizers(folder, no_text=True)
     if tokenizers is None:
-        texts = found["train"].texts
-        tokenizers = (None, begin_with[1]) if begin_with else _learn(recipe, [], texts, no_text=True)
+        tokenizers = _learn(recipe, [], found["train"].texts, no_text=True)
     _save_tokenizers(tokenizers, folder)
     (folder / "tokens").mkdir(parents=True, exist_ok=True)
     sides = {}

@@ -232,7 +232,7 @@ def plot_caption(image, attention_map, words, columns=5, title=None):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.set_axis_off()
         axes.set_title(text, fontsize=9, pad=3, **style)
-        draw_overlay(axes, image, maps[number - 1] if number else None)
+        _draw_overlay(axes, image, maps[number - 1] if number else None)
     return figure
 
 
@@ -255,20 +255,8 @@ def plot_overlay(image, weights, title=None):
     figure = _new_figure(4, 4 * image.shape[0] / image.shape[1], title)
     axes = figure.add_subplot()
     axes.set_axis_off()
-    draw_overlay(axes, image, np.asarray(weights, dtype="float64"))
+    _draw_overlay(axes, image, np.asarray(weights, dtype="float64"))
     return figure
-
-
-def draw_overlay(axes, image, weights=None):
-    """The image on axes; with weights [h, w] grey and dark where they are small."""
-    height, width = image.shape[:2]
-    if weights is None:
-        axes.imshow(image)
-        return
-    place = (-0.5, width - 0.5, height - 0.5, -0.5)
-    shades = weights / max(weights.max(), 1e-9)
-    axes.imshow(image, extent=place)
-    axes.imshow(shades, cmap="gray", alpha=0.65, vmin=0, vmax=1, extent=place, interpolation="bilinear")
 
 
 def source_labels(result):
@@ -468,6 +456,18 @@ def _label_cells(axes, sources, targets, fontsize):
     axes.set_yticks(np.arange(1, len(targets)) - 0.5, minor=True)
     axes.grid(which="minor", color="0.9", linewidth=0.5)
     axes.tick_params(which="both", length=0)
+
+
+def _draw_overlay(axes, image, weights=None):
+    """The image on axes; with weights [h, w] grey and dark where they are small."""
+    height, width = image.shape[:2]
+    if weights is None:
+        axes.imshow(image)
+        return
+    place = (-0.5, width - 0.5, height - 0.5, -0.5)
+    shades = weights / max(weights.max(), 1e-9)
+    axes.imshow(image, extent=place)
+    axes.imshow(shades, cmap="gray", alpha=0.65, vmin=0, vmax=1, extent=place, interpolation="bilinear")
 
 
 def _plot_curve(axes, values, label, color):

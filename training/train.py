@@ -162,26 +162,28 @@ def build_model(recipe, corpus):
     """The recipe's model for the corpus's vocabularies, the width of its features, or the size of its images."""
     options = {name: value for name, value in recipe.model.items() if name != "kind"}
     options["dtype"] = recipe.training.dtype
-    backbone = None
-    if corpus.image_size is None and (recipe.training.doubly_stochastic or recipe.backbone != Backbone()):
-        raise InputError("[backbone] and training.doubly_stochastic are for images, and these data have none.")
-    known = vars(recipe.backbone)
-    if not (known["trainable"] or known["weights"] or known["name"] == "small"):
-        raise InputError(
-            f"A frozen {known['name']} needs its weights: --set backbone.weights=FILE.h5, or --set "
-            "backbone.trainable=true."
-        )
     if corpus.source_width is not None:
         options["source_width"] = corpus.source_width
     if corpus.image_size is not None:
-        backbone = make_backbone(image_size=corpus.image_size, **vars(recipe.backbone))
-        options["source_width"] = backbone.output_shape[-1]
-    model = MODELS[recipe.model["kind"]](corpus.source_vocabulary, corpus.target_vocabulary, **options)
-    if backbone is None:
-        return model
-    return ImageCaptioner(
-        backbone, model, corpus.image_size, recipe.training.doubly_stochastic, dtype=recipe.training.dtype
-    )
+        return _captioner(recipe, corpus, options)
+    if recipe.training.doubly_stochastic or recipe.backbone != Backbone():
+        raise InputError("[backbone] and training.doubly_stochastic are for images, and these data have none.")
+    return MODELS[recipe.model["kind"]](corpus.source_vocabulary, corpus.target_vocabulary, **options)
+
+
+def _captioner(recipe, corpus, options):
+    """The recipe's backbone, and its model, with these options, as the decoder of what it sees."""
+    chosen = recipe.backbone
+    if not (chosen.trainable or chosen.weights or chosen.name == "small"):
+        raise InputError(
+            f"A frozen {chosen.name} needs its weights: --set backbone.weights=FILE.h5, or --set "
+            "backbone.trainable=true."
+        )
+    backbone = make_backbone(image_size=corpus.image_size, **vars(chosen))
+    options["source_width"] = backbone.output_shape[-1]
+    decoder = MODELS[recipe.model["kind"]](None, corpus.target_vocabulary, **options)
+    weight = recipe.training.doubly_stochastic
+    return ImageCaptioner(backbone, decoder, corpus.image_size, weight, dtype=recipe.training.dtype)
 
 
 def compile_model(model, recipe, batches):
