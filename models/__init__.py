@@ -9,6 +9,7 @@ from .backbones import make_backbone
 from .captioner import ImageCaptioner
 from .decoding import Hypotheses, beam_search, greedy_search, sample, uniform_numbers
 from .inspection import AttentionScores, attention_scores, word_similarity
+from .language_model import LanguageModel
 from .pipeline import Pipeline, Result, list_presets
 from .seq2seq import Seq2Seq
 from .tokenizers import CharacterTokenizer, SentencePieceTokenizer
@@ -20,6 +21,7 @@ __all__ = [
     "CharacterTokenizer",
     "Hypotheses",
     "ImageCaptioner",
+    "LanguageModel",
     "Pipeline",
     "Result",
     "SentencePieceTokenizer",
