@@ -23,6 +23,7 @@ from keras import ops
 
 from keras_attention.cache import is_compiled
 
+from .repetition import Repetition
 from .tokenizers import END, PAD, START
 
 NEVER = -1e30  # stands for a log-probability of minus infinity, without its NaNs
@@ -48,7 +49,16 @@ class Hypotheses(NamedTuple):
     attention: Any
 
 
-def greedy_search(model, memory, max_length, max_lengths=None, length_penalty=1.0):
+def greedy_search(
+    model,
+    memory,
+    max_length,
+    max_lengths=None,
+    length_penalty=1.0,
+    repetition_penalty=1.0,
+    no_repeat_ngram_size=0,
+    prompt=None,
+):
     """Takes the most probable token at every step.
 
     Args:
@@ -57,12 +67,14 @@ def greedy_search(model, memory, max_length, max_lengths=None, length_penalty=1.
         max_length: T, number of steps at most (the size of the buffers).
         max_lengths: [B] steps at most for each row, or None for `max_length`.
         length_penalty: alpha of the score, log-probability / length**alpha.
+        repetition_penalty, no_repeat_ngram_size, prompt: what must not come again, see `Repetition`; log-probabilities
+            stay the model's own.
 
     Returns:
         Hypotheses with R = 1.
     """
-
-    return _roll_out(model, memory, max_length, max_lengths, length_penalty, 1, _most_probable)
+    repetition = Repetition(repetition_penalty, no_repeat_ngram_size, prompt)
+    return _roll_out(model, memory, max_length, max_lengths, length_penalty, 1, _most_probable, repetition)
 
 
 def sample(
@@ -75,42 +87,47 @@ def sample(
     top_k=None,
     top_p=None,
     length_penalty=1.0,
+    repetition_penalty=1.0,
+    no_repeat_ngram_size=0,
+    prompt=None,
 ):
     """Draws tokens from the model's distribution, cut to the top k and to the smallest set of probability p.
 
     Args:
-        model, memory, max_lengths, length_penalty: as in `greedy_search`.
+        model, memory, max_lengths, length_penalty, repetition_penalty, no_repeat_ngram_size, prompt: as in
+            `greedy_search`.
         uniforms: [N, T] random numbers in [0, 1), N = B * num_samples; T is the number of steps at most. Drawn by the
             caller (`uniform_numbers`), so that the same numbers give the same text, plain or compiled.
         num_samples: samples a row.
-        temperature: divides the logits; 0 is greedy search.
+        temperature: divides the logits; 0 is greedy search. A number or a scalar tensor, as top_k and top_p.
         top_k: keep the k most probable tokens; None keeps all.
         top_p: of those, keep the smallest set whose probabilities sum to at least p; None keeps all.
 
     Returns:
         Hypotheses with R = num_samples, in the order of the draws; log-probabilities are those of temperature 1.
     """
-    _check_sampling(temperature, top_k, top_p)
+    check_sampling(temperature, top_k, top_p)
     max_length = ops.shape(uniforms)[1]
     if isinstance(temperature, (int, float)) and temperature == 0:
         choose = _most_probable
     else:
 
         def choose(logits, position):
-            return _draw(logits, ops.take(uniforms, position, axis=1), temperature, top_k, top_p)
+            return draw(logits, ops.take(uniforms, position, axis=1), temperature, top_k, top_p)
 
-    return _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose)
+    repetition = Repetition(repetition_penalty, no_repeat_ngram_size, prompt)
+    return _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose, repetition)
 
 
 def uniform_numbers(seed, rows, max_length, num_samples=1, first_row=0):
-    """Random numbers [N, T] for `sample`, N = rows * num_samples; on TensorFlow in a graph, too.
+    """Random numbers [N, T] for `sample`, N = B * num_samples; on TensorFlow in a graph, too.
 
     Sample w of row i draws from (seed, i, w) alone: the same seed gives the same text in batches of any size, if
-    `first_row` counts the rows of the batches before.
+    rows have the numbers that they have among all.
 
     Args:
         seed: an integer.
-        rows: B.
+        rows: B, of rows that are numbered on from `first_row`; or the rows' own numbers [B].
         max_length: T; a smaller one gives the beginning of the same numbers.
         num_samples: samples a row.
         first_row: number of the first row.
@@ -118,7 +135,9 @@ def uniform_numbers(seed, rows, max_length, num_samples=1, first_row=0):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        rows = tf.repeat(first_row + tf.range(rows), num_samples)
+        rows = tf.convert_to_tensor(rows)
+        numbers = first_row + (tf.range(rows) if rows.shape.rank == 0 else rows)
+        rows = tf.repeat(numbers, num_samples)
         keys = tf.stack(
             [tf.fill(tf.shape(rows), seed), rows * 65537 + tf.range(tf.shape(rows)[0]) % num_samples], axis=1
         )
@@ -128,8 +147,8 @@ def uniform_numbers(seed, rows, max_length, num_samples=1, first_row=0):
 
         return tf.map_fn(draw, keys, fn_output_signature=tf.float32)
     generators = (
-        np.random.Generator(np.random.Philox(key=[seed, (first_row + row) * 65537 + sample]))
-        for row in range(rows)
+        np.random.Generator(np.random.Philox(key=[seed, (first_row + int(row)) * 65537 + sample]))
+        for row in (range(rows) if np.ndim(rows) == 0 else rows)
         for sample in range(num_samples)
     )
     return ops.convert_to_tensor(np.stack([g.random(max_length, dtype="float32") for g in generators]))
@@ -168,7 +187,8 @@ def _block_size(vocabulary):
     return min(divisors, key=lambda size: abs(size - BLOCK), default=BLOCK)
 
 
-def _check_sampling(temperature, top_k, top_p):
+def check_sampling(temperature, top_k, top_p):
+    """Refuses numbers that make no sense; None and tensors pass."""
     if isinstance(temperature, (int, float)) and temperature < 0:
         raise ValueError(f"sample expects a temperature of at least 0. Received: temperature={temperature}")
     if isinstance(top_k, int) and top_k < 1:
@@ -177,13 +197,16 @@ def _check_sampling(temperature, top_k, top_p):
         raise ValueError(f"sample expects top_p above 0 and at most 1, or None. Received: top_p={top_p}")
 
 
-def _draw(logits, uniform, temperature, top_k, top_p):
-    """Token [N] where the cumulated probabilities, most probable first, pass uniform [N]."""
+def draw(logits, uniform, temperature, top_k, top_p):
+    """Token [N] where the cumulated probabilities of logits [N, V], most probable first, pass uniform [N]."""
     vocabulary = logits.shape[-1]
-    values, tokens = ops.top_k(_possible(logits) / temperature, k=vocabulary)
-    kept = values > POSSIBLE / temperature
+    values, tokens = ops.top_k(_possible(logits), k=vocabulary)
+    kept = values > POSSIBLE
     if top_k is not None:
         kept = ops.logical_and(kept, ops.arange(vocabulary) < top_k)
+    # Of temperature 0 all but the greatest are infinitely small, and of several that are equal the first is taken.
+    values = (values - values[:, :1]) / ops.maximum(ops.cast(temperature, "float32"), 1e-9)
+    uniform = ops.where(ops.cast(temperature, "float32") > 0, uniform, 0.0)
     probabilities = ops.softmax(ops.where(kept, values, NEVER), axis=-1)
     if top_p is not None:
         before = ops.cumsum(probabilities, axis=-1) - probabilities
@@ -208,7 +231,7 @@ def _normalizer(logits):
     return greatest + ops.log(ops.sum(ops.exp(logits - greatest[:, None]), axis=-1))
 
 
-def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose):
+def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose, repetition):
     """One token a hypothesis and step, as `choose(logits, position) -> [N]` says."""
     rooms = _rooms(model, max_length)
     tokens, state = model.initial_state(memory, rooms[0], num_samples)
@@ -218,10 +241,11 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
     limits = ops.reshape(ops.repeat(limits, num_samples, axis=0), (count,))  # [N]
     attention = _attention_buffer(model, rooms, tokens, memory, state, count)
 
-    def advance(state, position, tokens, running, total, lengths, ids, attention):
+    def advance(state, position, tokens, running, total, lengths, history, ids, attention):
         logits, state, weights = model.step(tokens, position, memory, state)
         logits = ops.cast(logits, "float32")
-        tokens = choose(logits, position)
+        tokens = choose(repetition(logits, history, position), position)
+        history = repetition.write(history, position, tokens)
         gained = ops.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - _normalizer(logits)
         total = ops.where(running, total + gained, total)
         goes_on = ops.logical_and(running, tokens != END)
@@ -231,7 +255,7 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
             weights = ops.where(goes_on[:, None], _widened(weights, attention), 0.0)
             attention = _write(attention, position, weights)
         running = ops.logical_and(goes_on, position + 1 < limits)
-        return state, position + 1, tokens, running, total, lengths, ids, attention
+        return state, position + 1, tokens, running, total, lengths, history, ids, attention
 
     start = (
         ops.zeros((), dtype="int32"),
@@ -239,10 +263,11 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
         limits > 0,
         ops.zeros((count,), dtype="float32"),
         ops.zeros((count,), dtype="int32"),
+        repetition.start(count, max_length),
         ops.full((max_length, count), PAD, dtype="int32"),
         attention,
     )
-    *_, total, lengths, ids, attention = _loop(
+    *_, total, lengths, _, ids, attention = _loop(
         model, rooms, lambda position, tokens, running, *_: ops.any(running), advance, state, *start
     )
 
@@ -284,6 +309,9 @@ def beam_search(
     num_return=1,
     length_penalty=1.0,
     coverage_penalty=0.0,
+    repetition_penalty=1.0,
+    no_repeat_ngram_size=0,
+    prompt=None,
 ):
     """Keeps the W most probable hypotheses at every step.
 
@@ -298,6 +326,8 @@ def beam_search(
         num_return: R, hypotheses returned a row, at most W.
         coverage_penalty: beta of Wu et al. 2016 (https://arxiv.org/abs/1609.08144), equation 14: adds
             beta * sum over source positions of log(min(sum over pieces of attention, 1)). Needs attention.
+        repetition_penalty, no_repeat_ngram_size, prompt: as in `greedy_search`, but that hypotheses are ranked by what
+            the penalty leaves, and their log-probabilities hold it.
 
     Returns:
         Hypotheses with R = num_return.
@@ -308,7 +338,9 @@ def beam_search(
             f"beam_width={beam_width}"
         )
     if beam_width == 1 and not coverage_penalty:
-        return greedy_search(model, memory, max_length, max_lengths, length_penalty)
+        repetition = repetition_penalty, no_repeat_ngram_size, prompt
+        return greedy_search(model, memory, max_length, max_lengths, length_penalty, *repetition)
+    repetition = Repetition(repetition_penalty, no_repeat_ngram_size, prompt)
     width = beam_width
     rooms = _rooms(model, max_length)
     tokens, state = model.initial_state(memory, rooms[0], width)
@@ -329,7 +361,10 @@ def beam_search(
         coverage = beam["coverage"]
         if coverage_penalty:
             coverage = coverage + ops.reshape(weights, (rows, width, source_length))
-        values, tokens, parents = _candidates(logits, beam["log_probabilities"], rows, width)  # [B, 2W]
+        logits = ops.cast(logits, "float32")
+        gained = beam["log_probabilities"] - ops.reshape(_normalizer(logits), (rows, width))
+        logits = repetition(logits, beam["history"], position)
+        values, tokens, parents = _candidates(logits, gained, rows, width)  # [B, 2W]
 
         last = position + 1 >= limits  # [B]
         ends = tokens == END
@@ -354,8 +389,11 @@ def beam_search(
             "parents": _write(history["parents"], position, parents),
             "attention": _write(history["attention"], position, weights) if has_attention else history["attention"],
         }
+        tokens = ops.reshape(tokens, (count,))
+        before = ops.take(beam["history"], flat_parents, axis=0) if repetition.active else beam["history"]
         beam = {
-            "tokens": ops.reshape(tokens, (count,)),
+            "tokens": tokens,
+            "history": repetition.write(before, position, tokens),
             "log_probabilities": values,
             "coverage": ops.take_along_axis(coverage, parents[:, :, None], axis=1) if coverage_penalty else coverage,
             "stopped": stopped,
@@ -365,6 +403,7 @@ def beam_search(
 
     beam = {
         "tokens": tokens,
+        "history": repetition.start(count, max_length),
         # All W hypotheses of a row start alike; only the first one counts. [B, W]
         "log_probabilities": ops.zeros((rows, 1)) + ops.where(ops.arange(width) == 0, 0.0, NEVER)[None, :],
         "coverage": ops.zeros((rows, width, covered)),
@@ -398,17 +437,18 @@ def beam_search(
     return _follow(best, history, has_attention, steps, max_length, rows, width, num_return, source_length)
 
 
-def _candidates(logits, log_probabilities, rows, width):
+def _candidates(logits, gained, rows, width):
     """The 2W best continuations of each row: log-probabilities, tokens and parents, [B, 2W] each, best first.
+
+    A continuation's log-probability is its logit [N, V] and what its hypothesis has `gained` [B, W], both added.
 
     They stand in the 2W blocks of logits whose maxima are the greatest: only those blocks are sorted, and the
     log-probabilities of all the others are never computed. Of equal ones the first counts, as in `top_k`.
     """
     wanted = 2 * width
-    logits = ops.cast(logits, "float32")
     blocks, greatest = _blocks(logits, 4 * wanted * BLOCK)
     count, block = blocks.shape[1:]
-    gained = ops.reshape(log_probabilities, (rows * width,)) - _normalizer(logits)
+    gained = ops.reshape(gained, (rows * width,))
     _, best = ops.top_k(ops.reshape(greatest + gained[:, None], (rows, width * count)), k=wanted)
     best = ops.sort(ops.cast(best, "int32"), axis=1)  # so that of equal numbers the first is found
     parents = best // count
@@ -526,7 +566,8 @@ def _attention_buffer(model, rooms, tokens, memory, state, count):
 
 def _widened(weights, buffer):
     """Weights [N, S] in float32, zeros behind them up to the buffer's S: a room's positions may be among them."""
-    weights, width = ops.cast(weights, "float32"), buffer.shape[2]
-    if None in (width, weights.shape[1]) or width == weights.shape[1]:
+    weights = ops.cast(weights, "float32")
+    widths = weights.shape[1], buffer.shape[2]
+    if not is_compiled() or None not in widths and widths[0] == widths[1]:
         return weights
-    return ops.pad(weights, [(0, 0), (0, width - weights.shape[1])])
+    return ops.pad(weights, [(0, 0), (0, ops.shape(buffer)[2] - ops.shape(weights)[1])])

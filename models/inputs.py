@@ -10,24 +10,28 @@ from pathlib import Path
 import numpy as np
 
 from .images import read_images, what_is_wrong
-from .tokenizers import PAD
+from .language_model import started
+from .tokenizers import PAD, UNK
 
 
 def inputs_for(model, tokenizer, longest):
     """The kind that a model reads: texts, images (it has an `image_size`), features (a `source_width`) or ids.
+
+    For a model that goes on writing what it reads (`reads_prompts`), texts and ids are prompts.
 
     Args:
         model: a model with the verbs of decoding.py.
         tokenizer: the source's, or None.
         longest: positions at most.
     """
+    prompts = getattr(model, "reads_prompts", False)
     if tokenizer is not None:
-        return Texts(tokenizer, longest)
+        return Prompts(tokenizer, longest) if prompts else Texts(tokenizer, longest)
     if getattr(model, "image_size", None) is not None:
         return Images(model, longest)
     if getattr(model, "source_width", None) is not None:
         return Features(model.source_width, longest)
-    return Ids(getattr(model, "source_vocabulary", None), longest)
+    return (PromptIds if prompts else Ids)(getattr(model, "source_vocabulary", None), longest)
 
 
 class Texts:
@@ -84,6 +88,31 @@ class Texts:
         return {"source": ids}, ids != PAD
 
 
+class Prompts(Texts):
+    """Texts to be gone on with; an empty one is START alone."""
+
+    def check(self, rows):
+        """As of texts; ValueError on characters that the tokenizer cannot read."""
+        texts, wrong = super().check(rows)
+        for number, text in enumerate(texts):
+            ids = self.tokenizer.tokenize([text])[0].numpy()
+            if UNK in ids:
+                known = self.tokenizer.detokenize(ids[None]).numpy()[0].decode()
+                unknown = sorted(set(text.decode("utf-8", "replace")) - set(known))
+                raise ValueError(
+                    f"This model's vocabulary lacks {', '.join(map(repr, unknown)) or 'a character'}. Received: input "
+                    f"{number}, {text[:40].decode('utf-8', 'replace')!r}; leave that out, or train with byte fallback."
+                )
+        return texts, wrong
+
+    def read(self, text):
+        import tensorflow as tf
+
+        ids = self.tokenizer.tokenize(text).to_tensor(PAD)
+        ids = started(tf.pad(ids, [[0, 0], [0, tf.maximum(1 - tf.shape(ids)[1], 0)]]))
+        return {"source": ids}, ids != PAD
+
+
 class Ids:
     """Rows of ids, padded with 0."""
 
@@ -126,6 +155,16 @@ class Ids:
         return {"source": tf.TensorSpec([None, None], tf.int32)}
 
     def read(self, tokens):
+        return {"source": tokens}, tokens != PAD
+
+
+class PromptIds(Ids):
+    """Rows of ids to be gone on with; an empty one is START alone."""
+
+    def read(self, tokens):
+        import tensorflow as tf
+
+        tokens = started(tf.pad(tokens, [[0, 0], [0, tf.maximum(1 - tf.shape(tokens)[1], 0)]]))
         return {"source": tokens}, tokens != PAD
 
 

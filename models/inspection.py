@@ -13,20 +13,29 @@ class AttentionScores:
     """The weights of every layer and head for one input and what was written for it.
 
     Attributes:
-        encoder: [layers, H, S, S], of the source's pieces to each other.
-        decoder: [layers, H, T, T], row t of the piece written at t, column 0 of START, column t of piece t - 1.
-        cross: [layers, H, T, S], of the written pieces to the source's.
+        encoder: [layers, H, S, S], of the source's pieces to each other; None of a language model.
+        decoder: [layers, H, T, T], row t of the piece written at t, column 0 of START, column t of piece t - 1; of a
+            language model [layers, H, S + T, S + T], a row and a column for each piece of prompt and answer.
+        cross: [layers, H, T, S], of the written pieces to the source's; None of a language model.
         source_pieces, target_pieces: S and T strings.
     """
 
-    encoder: np.ndarray
+    encoder: np.ndarray | None
     decoder: np.ndarray
-    cross: np.ndarray
+    cross: np.ndarray | None
     source_pieces: list[str]
     target_pieces: list[str]
 
+    @property
+    def kinds(self):
+        """{name: weights} of those that the model has."""
+        kinds = {kind: getattr(self, kind) for kind in ("encoder", "decoder", "cross")}
+        return {kind: weights for kind, weights in kinds.items() if weights is not None}
+
     def labels(self, kind):
         """(names of the rows, names of the columns) of "encoder", "decoder" or "cross"."""
+        if self.cross is None:
+            return ([*self.source_pieces, *self.target_pieces],) * 2
         read = ["<s>", *self.target_pieces[:-1]]
         return {
             "encoder": (self.source_pieces, self.source_pieces),
@@ -35,14 +44,14 @@ class AttentionScores:
         }[kind]
 
 
-def attention_scores(pipeline, source, target=None, beam_width=None):
+def attention_scores(pipeline, source, target=None, beam_width=None, max_length=None):
     """The weights of all layers and heads while `target` is written for `source`.
 
     Args:
-        pipeline: a Pipeline of a Transformer.
+        pipeline: a Pipeline of a Transformer or a language model.
         source: one input: a text, or ids or features where the pipeline reads those.
         target: a text (ids, for a pipeline without target tokenizer); None for the pipeline's own answer.
-        beam_width: of that answer.
+        beam_width, max_length: of that answer.
 
     Returns:
         AttentionScores.
@@ -60,7 +69,7 @@ def attention_scores(pipeline, source, target=None, beam_width=None):
     """
     source_pieces, x = _read(pipeline, source)
     if target is None:
-        result = pipeline([source], beam_width)[0]
+        result = pipeline([source], beam_width, max_length=max_length)[0]
         ids, target_pieces = result.target_ids, result.target_pieces
     elif pipeline.target_tokenizer is None:
         ids, target_pieces = list(target), []
@@ -69,6 +78,9 @@ def attention_scores(pipeline, source, target=None, beam_width=None):
         target_pieces = [piece.decode() for piece in pipeline.target_tokenizer.pieces(np.array(ids, "int32")).numpy()]
     if not ids:
         raise ValueError(f"Nothing is written for {source!r}: there are no weights to look at.")
+    target_pieces = target_pieces or [str(token) for token in ids]
+    if pipeline.continues:
+        return _of_language_model(pipeline.model, x["source"][0].numpy(), ids, source_pieces, target_pieces)
     written = np.array([[START, *ids[:-1]]], "int32")
     _, weights = pipeline.model({**x, "target": written}, return_attention_scores=True)
     if not isinstance(weights, dict):
@@ -76,9 +88,21 @@ def attention_scores(pipeline, source, target=None, beam_width=None):
             f"A {type(pipeline.model).__name__} has one alignment, Result.attention, and no layers and heads: expected "
             "the pipeline of a Transformer."
         )
-    stacked = {kind: np.stack([ops.convert_to_numpy(layer[0]) for layer in layers]) for kind, layers in weights.items()}
-    numbers = [str(token) for token in ids]
-    return AttentionScores(**stacked, source_pieces=source_pieces, target_pieces=target_pieces or numbers)
+    stacked = {kind: _stacked(layers) for kind, layers in weights.items()}
+    return AttentionScores(**stacked, source_pieces=source_pieces, target_pieces=target_pieces)
+
+
+def _of_language_model(model, prompt, ids, prompt_pieces, pieces):
+    """Those of a prompt and its answer, as far as the context goes (its last piece may stand behind that)."""
+    count = len(ids) if model.max_source_length is None else model.max_source_length - len(prompt)
+    read = np.array([[*prompt, *ids[:count]]], "int32")
+    _, weights = model({"target": read}, return_attention_scores=True)
+    return AttentionScores(None, _stacked(weights["decoder"]), None, prompt_pieces, pieces[:count])
+
+
+def _stacked(layers):
+    """Weights [1, H, T, S] of each layer as [layers, H, T, S]."""
+    return np.stack([ops.convert_to_numpy(layer[0]) for layer in layers])
 
 
 def word_similarity(pipeline, word, source, other):

@@ -12,9 +12,10 @@ import numpy as np
 
 from keras_attention.cache import compiled
 
-from .decoding import beam_search
+from .decoding import beam_search, check_sampling, sample, uniform_numbers
 from .files import atomic_write, load_weights, save_weights
 from .inputs import inputs_for
+from .repetition import Repetition
 from .tokenizers import load_tokenizer, save_tokenizer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -26,11 +27,12 @@ class Result:
     """One answer.
 
     Attributes:
-        text: the answer; None without a target tokenizer.
+        text: the answer, of a language model what comes after the prompt; None without a target tokenizer.
         score: log_probability / length**length_penalty, plus the coverage penalty where there is one.
         log_probability: the model's own, of these pieces and END.
         source_pieces, target_pieces: what the model read and wrote, one label for each column and row of `attention`.
-        attention: array [len(target_pieces), len(source_pieces)], or None if the model has no attention.
+        attention: array [len(target_pieces), len(source_pieces)], or None if the model has no attention; a language
+            model's has a column for each target piece behind those of the prompt.
         target_ids: the ids of the answer, without START and END.
         alternatives: the next best answers, best first, where more than one was asked for.
         attention_map: of an image's answer, `attention` as an array [len(target_pieces), h, w] over its grid.
@@ -59,6 +61,9 @@ class DecodingOptions:
         max_length: steps at most, END included, whatever the source.
         length_ratio, length_offset: a row of s source pieces gets at most ceil(ratio * s) + offset steps.
         max_source_length: longest source, in pieces, that is accepted.
+        temperature: where it is given, answers are sampled rather than searched for, see `sample`.
+        top_k, top_p: of sampling; None keeps all.
+        repetition_penalty, no_repeat_ngram_size: see `Repetition`.
     """
 
     beam_width: int = 1
@@ -68,8 +73,15 @@ class DecodingOptions:
     length_ratio: float = 2.0
     length_offset: int = 16
     max_source_length: int = 1024
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
 
     def __post_init__(self):
+        check_sampling(self.temperature, self.top_k, self.top_p)
+        Repetition(self.repetition_penalty, self.no_repeat_ngram_size)
         for name in ("beam_width", "max_length", "max_source_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Decoding expects {name} of at least 1. Received: {name}={getattr(self, name)}")
@@ -85,7 +97,8 @@ class Pipeline:
         target_tokenizer: writes text; None leaves ids.
         options: keyword arguments of `DecodingOptions`.
 
-    An empty input gives an empty answer with score 0.
+    An empty input gives an empty answer with score 0. A language model's inputs are prompts, its answers what comes
+    after them (an empty prompt is START alone); where learned positions end, so does the answer.
 
     Example, ids in and out:
 
@@ -122,8 +135,23 @@ class Pipeline:
         """F of a model that reads features; None for any other."""
         return getattr(self.inputs, "width", None)
 
-    def __call__(self, inputs, beam_width=None, num_return=1, batch_size=32, jit_compile=False):
+    def __call__(
+        self,
+        inputs,
+        beam_width=None,
+        num_return=1,
+        batch_size=32,
+        jit_compile=False,
+        *,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        seed=0,
+        max_length=None,
+    ):
         """Answers each input.
+
+        Answers are searched for, or, with a `temperature` (here, or the pipeline's own without a `beam_width`), drawn.
 
         Args:
             inputs: a list of texts (str or UTF-8 bytes); without a source tokenizer a list of lists of ids, of arrays
@@ -132,6 +160,9 @@ class Pipeline:
             num_return: how many answers for each input; the others stand in `alternatives`.
             batch_size: inputs decoded together, inputs of like length beside each other.
             jit_compile: compile the decode with XLA: slower the first time, then faster.
+            temperature, top_k, top_p: of sampling, see `sample`; None for the pipeline's own.
+            seed: of sampling. Answer w of input i depends on (seed, i, w), not on the others and the batches.
+            max_length: steps at most, or None for the pipeline's own.
 
         Returns:
             A list of `Result`, one for each input, in order. An image that cannot be read has one with an `error`, and
@@ -142,69 +173,163 @@ class Pipeline:
                 "Pipeline expects beam_width, num_return and batch_size of at least 1. Received: "
                 f"beam_width={beam_width}, num_return={num_return}, batch_size={batch_size}"
             )
-        width = max(num_return, beam_width or self.options.beam_width)
+        drawn = self.sampling(beam_width, temperature, top_k, top_p, seed)
+        longest = self._longest(max_length)
+        width = num_return if drawn else max(num_return, beam_width or self.options.beam_width)
         inputs, wrong = self.inputs.check(inputs)
-        answer = self.function(width, num_return, jit_compile)
+        answer = self.function(width, num_return, jit_compile, sampling=bool(drawn))
         order = sorted((i for i in range(len(inputs)) if i not in wrong), key=lambda i: len(inputs[i]))
         results = [_unread(wrong[i]) if i in wrong else None for i in range(len(inputs))]
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            outputs = answer(**self.inputs.batch([inputs[row] for row in rows]))
+            given = {**drawn, "rows": np.array(rows, "int32")} if drawn else {}
+            given = _as_tensors({**given, "max_length": longest})
+            outputs = answer(**self.inputs.batch([inputs[row] for row in rows]), **given)
             outputs = {name: output.numpy() for name, output in outputs.items()}
             for place, row in enumerate(rows):
-                results[row] = _result(outputs, place, num_return)
+                results[row] = _result(outputs, place, num_return, self.continues)
         return results
 
-    def function(self, beam_width=None, num_return=1, jit_compile=False):
-        """The traced function of what `signature` names -> dict of tensors [B, R, ...] that everything else uses."""
-        key = (beam_width or self.options.beam_width, num_return, jit_compile)
+    def stream(self, prompt, *, temperature=None, top_k=None, top_p=None, seed=0, max_length=None):
+        """What a language model writes after a prompt, piece by piece, as it is written.
+
+        The pieces are those of `pipeline([prompt], temperature=..., seed=...)`; without any temperature the most
+        probable ones. Where a context of learned positions is full, writing goes on from its last half.
+
+        Args:
+            prompt: a text (ids, without tokenizer).
+            temperature, top_k, top_p, seed, max_length: as in `__call__`.
+
+        Returns:
+            An iterator over strings, none of which ends inside of a character (over ids, without tokenizer).
+
+        >>> from keras_attention.models import LanguageModel
+        >>> pipeline = Pipeline(LanguageModel(vocabulary=9, width=8, num_heads=2, layers=1))
+        >>> len(list(pipeline.stream([4, 5, 6], temperature=1.0, max_length=3))) <= 3
+        True
+        """
+        if not self.continues:
+            kind = type(self.model).__name__
+            raise TypeError(f"stream is for language models. Received: a {kind}; call the pipeline.")
+        from .streaming import stream
+
+        longest = self._longest(max_length)
+        drawn = self.sampling(None, temperature, top_k, top_p, seed)
+        drawn = drawn or {"seed": 0, "temperature": 0.0, "top_k": 0, "top_p": 1.0}
+        drawn |= {name: np.float32(drawn[name]) for name in ("temperature", "top_p")}
+        drawn["top_p"] = drawn["top_p"] if drawn["top_p"] < 1 else np.float32(2)
+        drawn["top_k"] = np.int32(drawn["top_k"] or 2**31 - 1)
+        row = self.check_inputs([prompt])[0]
+        ids = row if self.source_tokenizer is None else self.source_tokenizer.tokenize([row])[0].numpy()
+        return stream(self, ids.tolist(), longest, **drawn)
+
+    @property
+    def continues(self):
+        """Whether answers go on where their inputs end: the model is a language model."""
+        return getattr(self.model, "reads_prompts", False)
+
+    def sampling(self, beam_width=None, temperature=None, top_k=None, top_p=None, seed=0):
+        """{seed, temperature, top_k, top_p} as `trace` reads them, or {} where answers are searched for."""
+        options = self.options
+        if temperature is None and beam_width is None:
+            temperature = options.temperature
+        if temperature is None:
+            if top_k is not None or top_p is not None:
+                raise ValueError("top_k and top_p are of sampling. Received: no temperature; give temperature=1.0.")
+            return {}
+        if beam_width is not None:
+            raise ValueError(
+                f"Answers are searched for with a beam, or drawn at a temperature. Received: {beam_width=}, "
+                f"{temperature=}"
+            )
+        top_k = options.top_k if top_k is None else top_k
+        top_p = options.top_p if top_p is None else top_p
+        check_sampling(temperature, top_k, top_p)
+        return {"seed": seed, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 1.0}
+
+    def _longest(self, max_length):
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"Pipeline expects max_length of at least 1. Received: {max_length=}")
+        return self.options.max_length if max_length is None else max_length
+
+    def function(self, beam_width=None, num_return=1, jit_compile=False, sampling=False):
+        """The traced function of what `signature` names (and `max_length`, and what `SAMPLING` names) -> dict of
+        tensors [B, R, ...] that everything else uses."""
+        key = (beam_width or self.options.beam_width, num_return, jit_compile, sampling)
         if key not in self._functions:
             self._functions[key] = self.trace(*key)
         return self._functions[key]
 
-    def trace(self, beam_width, num_return=1, jit_compile=False, weights=nullcontext):
+    def trace(self, beam_width, num_return=1, jit_compile=False, sampling=False, weights=nullcontext):
         """What `function` gives, traced anew.
 
         Args:
             beam_width: W.
             num_return, jit_compile: as in `__call__`.
+            sampling: draw `num_return` answers, rather than search for them.
             weights: makes a context in which the model computes with other weights than its own.
         """
         import tensorflow as tf
 
-        def decode(x, limits, buffer):
+        options = self.options
+
+        def decode(x, limits, buffer, drawn):
+            given = {"max_lengths": limits, "length_penalty": options.length_penalty}
+            given |= {name: getattr(options, name) for name in ("repetition_penalty", "no_repeat_ngram_size")}
+            given["prompt"] = x["source"] if self.continues else None
             with weights():
+                memory = self.model.encode(x)
+                if sampling:
+                    return sample(self.model, memory, buffer, num_samples=num_return, **drawn, **given)
                 return beam_search(
                     self.model,
-                    self.model.encode(x),
-                    max_length=tf.shape(buffer)[0],
-                    max_lengths=limits,
+                    memory,
+                    max_length=tf.shape(buffer)[1],
                     beam_width=beam_width,
                     num_return=num_return,
-                    length_penalty=self.options.length_penalty,
-                    coverage_penalty=self.options.coverage_penalty,
+                    coverage_penalty=options.coverage_penalty,
+                    **given,
                 )
 
-        def decode_faster(x, limits, buffer):
+        def decode_faster(*inputs):
             with compiled():
-                return decode(x, limits, buffer)
+                return decode(*inputs)
 
-        vector = tf.TensorSpec([None], tf.int32)
+        drawn_specification = {name: SAMPLING()[name] for name in ("temperature", "top_k", "top_p")} if sampling else {}
         decode_compiled = tf.function(
-            decode_faster, [self.inputs.source(), vector, vector], autograph=False, jit_compile=True
+            decode_faster,
+            [
+                self.inputs.source(),
+                tf.TensorSpec([None], tf.int32),
+                tf.TensorSpec([None, None], tf.float32),
+                drawn_specification,
+            ],
+            autograph=False,
+            jit_compile=True,
         )
 
-        def answer(**inputs):
+        def answer(max_length, rows=None, seed=None, top_k=None, **inputs):
+            drawn = {name: inputs.pop(name) for name in ("temperature", "top_p") if name in inputs}
+            if sampling:
+                drawn = _checked(**drawn, top_k=top_k, max_length=max_length)
             with weights():  # an image goes through a backbone here; what is compiled has a context of its own
                 x, lengths = self.read(**inputs)
-            limits = self.limits(lengths)
+            limits = self.limits(lengths, max_length)
+
+            def buffer(rows, steps):
+                """[N, T] random numbers, or [1, T] that only say how many steps there are."""
+                return uniform_numbers(seed, rows, steps, num_return) if sampling else tf.zeros([1, steps])
+
             if jit_compile:
-                hypotheses = self._decode_in_buckets(decode_compiled, x, limits)
+                hypotheses = self._decode_in_buckets(decode_compiled, x, limits, rows, buffer, drawn)
             else:
-                hypotheses = decode(x, limits, tf.zeros([tf.maximum(tf.reduce_max(limits), 1)], tf.int32))
+                hypotheses = decode(x, limits, buffer(rows, tf.maximum(tf.reduce_max(limits), 1)), drawn)
             return self.write(x, lengths, hypotheses)
 
-        return tf.function(answer, autograph=False).get_concrete_function(**self.signature())
+        signature = {**self.signature(), "max_length": tf.TensorSpec([], tf.int32, "max_length")}
+        if sampling:
+            signature |= SAMPLING()
+        return tf.function(answer, autograph=False).get_concrete_function(**signature)
 
     def signature(self):
         """What `function()` and the SavedModel take, tensor specifications by name.
@@ -234,30 +359,40 @@ class Pipeline:
             missing = tf.maximum(1 - columns, 0)
             return {name: _padded(part, 0, missing)[:, :width] for name, part in x.items()}, lengths
 
-    def limits(self, lengths):
-        """Steps at most for each row, from its own source length [B]; none for an empty source."""
+    def limits(self, lengths, max_length):
+        """Steps at most for each row, from its own source length [B]; none for an empty source.
+
+        A language model's prompt and answer together have the length that it has learned, at most.
+        """
         import tensorflow as tf
 
+        if self.continues:
+            context = self.options.max_source_length if self.model.max_source_length is not None else 2**31 - 2
+            return tf.minimum(max_length, context - lengths + 1)
         limits = tf.math.ceil(self.options.length_ratio * tf.cast(lengths, tf.float32))
-        limits = tf.minimum(tf.cast(limits, tf.int32) + self.options.length_offset, self.options.max_length)
+        limits = tf.minimum(tf.cast(limits, tf.int32) + self.options.length_offset, max_length)
         return tf.where(lengths > 0, limits, 0)
 
-    def _decode_in_buckets(self, compiled, x, limits):
+    def _decode_in_buckets(self, compiled, x, limits, rows, buffer, drawn):
         """Pads batch, source and buffers to a few sizes, so that few programs are compiled, and cuts the results."""
         import tensorflow as tf
 
-        rows, length = tf.shape(x["source"])[0], tf.shape(x["source"])[1]
-        more_rows = _power_of_two(rows) - rows
+        count, length = tf.shape(x["source"])[0], tf.shape(x["source"])[1]
+        more_rows = _power_of_two(count) - count
         more_columns = tf.minimum(_multiple(length), self.options.max_source_length) - length
         x = {name: _padded(part, more_rows, more_columns) for name, part in x.items()}
-        limits = tf.pad(limits, [[0, more_rows]])
-        hypotheses = compiled(x, limits, tf.zeros([_multiple(tf.maximum(tf.reduce_max(limits), 1))], tf.int32))
+        rows = None if rows is None else tf.pad(rows, [[0, more_rows]])
+        steps = _multiple(tf.maximum(tf.reduce_max(limits), 1))
+        hypotheses = compiled(x, tf.pad(limits, [[0, more_rows]]), buffer(rows, steps), drawn)
         hypotheses = hypotheses._replace(
-            **{name: part[:rows] for name, part in hypotheses._asdict().items() if part is not None}
+            **{name: part[:count] for name, part in hypotheses._asdict().items() if part is not None}
         )
-        if hypotheses.attention is None:
+        if (attention := hypotheses.attention) is None:
             return hypotheses
-        return hypotheses._replace(attention=hypotheses.attention[..., :length])
+        kept = attention[..., :length]
+        if self.continues:  # behind the prompt's columns stand those of what was written
+            kept = tf.concat([kept, attention[..., length + more_columns :]], axis=-1)
+        return hypotheses._replace(attention=kept)
 
     def write(self, x, lengths, hypotheses):
         """Ids -> text: the outputs, [B, R, ...], cut to the longest answer."""
@@ -275,7 +410,10 @@ class Pipeline:
             "source_length": lengths,
         }
         if hypotheses.attention is not None:
-            outputs["attention"] = tf.pad(hypotheses.attention, [[0, 0], [0, 0], [0, 1], [0, 0]])[:, :, :steps]
+            attention = tf.pad(hypotheses.attention, [[0, 0], [0, 0], [0, 1], [0, 0]])[:, :, :steps]
+            if self.continues:
+                attention = _beside_prompt(attention, lengths, tf.shape(x["source"])[1])
+            outputs["attention"] = attention
             if (grid := getattr(self.model, "grid_size", None)) is not None:
                 shape = tf.concat([tf.shape(outputs["attention"])[:3], grid], axis=0)
                 outputs["attention_map"] = tf.reshape(outputs["attention"], shape)
@@ -283,9 +421,21 @@ class Pipeline:
             outputs["source_pieces"] = self.source_tokenizer.pieces(x["source"])
         if self.target_tokenizer is not None:
             outputs["target_pieces"] = self.target_tokenizer.pieces(target_ids)
-            text = self.target_tokenizer.detokenize(tf.reshape(target_ids, [-1, steps]))
-            outputs["text"] = tf.reshape(text, tf.shape(target_ids)[:2])
+            outputs["text"] = tf.reshape(self._texts(x, target_ids), tf.shape(target_ids)[:2])
         return outputs
+
+    def _texts(self, x, target_ids):
+        """The texts [B * R] of answers [B, R, T]; of a language model, what they add to their prompts."""
+        import tensorflow as tf
+
+        count, answers, steps = tf.unstack(tf.shape(target_ids))
+        ids = tf.reshape(target_ids, [-1, steps])
+        if not self.continues:
+            return self.target_tokenizer.detokenize(ids)
+        prompts = tf.repeat(x["source"], answers, axis=0)
+        whole = self.target_tokenizer.detokenize(tf.concat([prompts, ids], axis=1))
+        begins = tf.strings.length(self.target_tokenizer.detokenize(prompts))
+        return tf.strings.substr(whole, begins, tf.strings.length(whole))
 
     def check_inputs(self, inputs):
         """Inputs as a list of bytes, or of arrays; one sentence for anything that the model does not accept.
@@ -369,7 +519,62 @@ def list_presets():
     return sorted(path.parent.name for path in PRETRAINED.glob("*/pipeline.json"))
 
 
-def _result(outputs, row, num_return):
+def SAMPLING():
+    """What a function that samples takes beside its inputs, tensor specifications by name; top_k 0 keeps all."""
+    import tensorflow as tf
+
+    numbers = {"seed": tf.int32, "temperature": tf.float32, "top_k": tf.int32, "top_p": tf.float32}
+    return {
+        **{name: tf.TensorSpec([], dtype, name) for name, dtype in numbers.items()},
+        "rows": tf.TensorSpec([None], tf.int32, "rows"),
+    }
+
+
+def _checked(temperature, top_k, top_p, max_length):
+    """Settings of sampling as `sample` takes them; what makes no sense fails with a sentence."""
+    import tensorflow as tf
+
+    checks = [
+        tf.debugging.Assert(temperature >= 0, ["temperature must be at least 0. Received:", temperature]),
+        tf.debugging.Assert(top_k >= 0, ["top_k must be at least 1, or 0 for all. Received:", top_k]),
+        tf.debugging.Assert((top_p > 0) & (top_p <= 1), ["top_p must be above 0 and at most 1. Received:", top_p]),
+        tf.debugging.Assert(max_length >= 1, ["max_length must be at least 1. Received:", max_length]),
+    ]
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        top_k = tf.where(top_k > 0, top_k, 2**31 - 1)
+        return {"temperature": tf.identity(temperature), "top_k": top_k, "top_p": tf.where(top_p < 1, top_p, 2.0)}
+
+
+def _as_tensors(values):
+    """Python numbers as tensors of the dtypes that `SAMPLING` names."""
+    import tensorflow as tf
+
+    kinds = {float: tf.float32, int: tf.int32}
+    floats = ("temperature", "top_p")
+    return {
+        name: tf.constant(value, tf.float32 if name in floats else kinds.get(type(value), tf.int32))
+        for name, value in values.items()
+    }
+
+
+def _beside_prompt(attention, lengths, width):
+    """A language model's attention [B, R, T, S + L] with a column for each piece of the prompt and of the answer.
+
+    Of the columns behind the prompts' S, the first belongs to each prompt's last piece, which is fed as the answers
+    are: it goes to its place. The result is [B, R, T, S + T].
+    """
+    import tensorflow as tf
+
+    steps = tf.shape(attention)[2]
+    prompt, own = attention[..., :width], attention[..., width:]
+    last = tf.one_hot(lengths - 1, width)[:, None, None, :]
+    written = tf.pad(own[..., 1:], [[0, 0], [0, 0], [0, 0], [0, 1]])[..., :steps]
+    missing = steps - tf.shape(written)[3]
+    written = tf.pad(written, [[0, 0], [0, 0], [0, 0], [0, missing]])
+    return tf.concat([prompt + own[..., :1] * last, written], axis=-1)
+
+
+def _result(outputs, row, num_return, continues):
     """The Result of one row, its alternatives inside."""
     source_length = int(outputs["source_length"][row])
     source_pieces = []
@@ -380,7 +585,11 @@ def _result(outputs, row, num_return):
         if rank and outputs["log_probability"][row, rank] < -1e29:
             break
         length = int(outputs["target_length"][row, rank])
-        attention = outputs["attention"][row, rank, :length, :source_length] if "attention" in outputs else None
+        attention = None
+        if "attention" in outputs:
+            attention = outputs["attention"][row, rank, :length]
+            behind = attention.shape[1] - outputs["target_ids"].shape[2] if continues else attention.shape[1]
+            attention = np.concatenate([attention[:, :source_length], attention[:, behind : behind + length]], axis=1)
         pieces = outputs["target_pieces"][row, rank][:length] if "target_pieces" in outputs else []
         answers.append(
             dict(

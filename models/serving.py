@@ -5,9 +5,12 @@ Signatures, all with the same input (`text` [B], or `tokens` [B, S] padded with 
     serving_default  the best answer, a plain graph without any XLA op (TensorFlow Serving switches XLA off)
     serving_xla      the same, its decode loop compiled by XLA
     serving_nbest    the W best answers: every output has an axis W behind B
+    serving_sampled  (of a language model) an answer that is drawn; takes also `seed`, `temperature`, `top_k` (0: all),
+                     `top_p` (1: all) and `max_length`, scalars. Row i draws from (seed, i)
 Outputs: `text`, `source_pieces`, `target_pieces` (where there is a tokenizer), `target_ids` [B, T], `score` [B],
 `log_probability` [B] and `attention` [B, T, S] (where the model attends; of an image also `attention_map` [B, T, h,
-w]). Where there are fewer than W answers, the others are empty and their `log_probability` is below -1e29.
+w]; of a language model [B, T, S + T], a column for each piece of the prompt and then of the answer). Where there are
+fewer than W answers, the others are empty and their `log_probability` is below -1e29.
 
 A server merges the requests of several callers: an input longer than the model accepts fails the whole batch.
 """
@@ -19,6 +22,7 @@ from pathlib import Path
 
 import keras
 
+from .pipeline import SAMPLING
 from .token_model import TokenModel
 
 PER_SOURCE = ("source_pieces",)
@@ -67,14 +71,21 @@ def _module(pipeline):
         for tokenizer in (pipeline.source_tokenizer, pipeline.target_tokenizer)
         if tokenizer is not None
     ]
+    longest = pipeline.options.max_length
     functions = {
-        "serving_default": _best(pipeline.trace(width, 1, weights=weights)),
-        "serving_xla": _best(pipeline.trace(width, 1, jit_compile=True, weights=weights)),
-        "serving_nbest": _all(pipeline.trace(width, width, weights=weights)),
+        "serving_default": _best(pipeline.trace(width, 1, weights=weights), longest),
+        "serving_xla": _best(pipeline.trace(width, 1, jit_compile=True, weights=weights), longest),
+        "serving_nbest": _all(pipeline.trace(width, width, weights=weights), longest),
     }
+    given = dict.fromkeys(functions, pipeline.signature())
+    if pipeline.continues:
+        sampled = SAMPLING()
+        del sampled["rows"]
+        length = {"max_length": tf.TensorSpec([], tf.int32, "max_length")}
+        given["serving_sampled"] = {**pipeline.signature(), **sampled, **length}
+        functions["serving_sampled"] = _drawn(pipeline.trace(1, 1, sampling=True, weights=weights))
     signatures = {
-        key: tf.function(call, autograph=False).get_concrete_function(**pipeline.signature())
-        for key, call in functions.items()
+        key: tf.function(call, autograph=False).get_concrete_function(**given[key]) for key, call in functions.items()
     }
     return module, signatures
 
@@ -126,11 +137,12 @@ def _is_same(variable, matrix):
     return alike and bool(tf.reduce_all(variable == matrix))
 
 
-def _best(answer):
+def _best(answer, max_length=None):
     """Outputs of the best hypothesis only."""
+    import tensorflow as tf
 
     def call(**inputs):
-        outputs = answer(**inputs)
+        outputs = answer(**inputs) if max_length is None else answer(max_length=tf.constant(max_length), **inputs)
         return {
             name: output if name in PER_SOURCE else output[:, 0]
             for name, output in outputs.items()
@@ -140,8 +152,24 @@ def _best(answer):
     return call
 
 
-def _all(answer):
+def _all(answer, max_length):
+    import tensorflow as tf
+
     def call(**inputs):
-        return {name: output for name, output in answer(**inputs).items() if name not in INTERNAL}
+        outputs = answer(max_length=tf.constant(max_length), **inputs)
+        return {name: output for name, output in outputs.items() if name not in INTERNAL}
+
+    return call
+
+
+def _drawn(answer):
+    """What `answer` draws, the rows numbered as they stand."""
+    import tensorflow as tf
+
+    best = _best(answer)
+
+    def call(**inputs):
+        rows = tf.range(tf.shape(inputs["text" if "text" in inputs else "tokens"])[0])
+        return best(rows=rows, **inputs)
 
     return call

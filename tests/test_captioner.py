@@ -237,7 +237,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_captioned(pictures, tmp_pa
     function = pipeline.function()
     for data in bad.values():  # a server's call fails as a whole
         with pytest.raises(tf.errors.InvalidArgumentError):
-            function(image=tf.constant([pictures["jpeg"], data]))
+            function(image=tf.constant([pictures["jpeg"], data]), max_length=tf.constant(4))
     with pytest.raises(TypeError, match="reads images: the bytes of.*input 0 is a int"):
         pipeline([3])
     with pytest.raises(TypeError, match=r"write pipeline\(\[image\]\)"):

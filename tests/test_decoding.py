@@ -254,12 +254,16 @@ def test_sampling_draws_from_the_models_distribution():
 def test_temperature_0_and_top_k_1_are_greedy_search():
     model, memory = markov(rows=11, steps=5)
     expected = to_numpy(greedy_search(model, memory, 5).ids)
-    for options in ({"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-3}):
+    zero = ops.convert_to_tensor(0.0)
+    for options in ({"temperature": 0}, {"temperature": zero}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-3}):
         np.testing.assert_array_equal(to_numpy(sample(model, memory, uniforms(11, 5), **options).ids), expected)
 
 
+@pytest.mark.parametrize("as_tensors", [False, True])
 @pytest.mark.parametrize(("options", "kept"), [({"top_k": 2}, 2), ({"top_p": 0.6}, 2), ({"top_p": 0.75}, 3), ({}, 4)])
-def test_top_k_and_top_p_keep_the_smallest_set(options, kept):
+def test_top_k_and_top_p_keep_the_smallest_set(options, kept, as_tensors):
+    if as_tensors:
+        options = {name: ops.convert_to_tensor(value) for name, value in options.items()}
     table = np.full((1, 1, 8, 8), -np.inf, "float32")
     table[0, 0, START, 4:8] = np.log([0.1, 0.4, 0.2, 0.3])
     count = 4000
@@ -352,11 +356,12 @@ def test_candidates_by_blocks_are_the_best_of_all(vocabulary, different):
     generator = np.random.default_rng(vocabulary)
     logits = generator.integers(0, different, (rows * width, vocabulary)) * 1e-5
     before = np.sort(-generator.exponential(size=(rows, width)), axis=1)
-    total = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)) + before.reshape(-1, 1)
+    gained = before - np.log(np.exp(logits).sum(axis=1)).reshape(rows, width)
+    total = logits + gained.reshape(-1, 1)
     total[:, [PAD, START]] = -np.inf
     total = total.reshape(rows, -1)
     order = np.argsort(-total, axis=1, kind="stable")[:, : 2 * width]
-    arrays = (ops.convert_to_tensor(x.astype("float32")) for x in (logits, before))
+    arrays = (ops.convert_to_tensor(x.astype("float32")) for x in (logits, gained))
     values, tokens, parents = (to_numpy(x) for x in decoding._candidates(*arrays, rows, width))
     np.testing.assert_array_equal(parents * vocabulary + tokens, order)
     np.testing.assert_allclose(values, np.take_along_axis(total, order, axis=1), atol=1e-5)
@@ -379,8 +384,8 @@ def test_the_most_probable_by_blocks_is_the_best_of_all(vocabulary, different):
 def test_where_only_one_token_is_possible_no_other_is_found():
     logits = np.full((3, 4099), -np.inf, "float32")
     logits[:, END] = 1.0
-    before = np.array([[0.0, NEVER, NEVER]], "float32")
-    values, tokens, _ = decoding._candidates(ops.convert_to_tensor(logits), ops.convert_to_tensor(before), 1, 3)
+    gained = np.array([[-1.0, NEVER, NEVER]], "float32")
+    values, tokens, _ = decoding._candidates(ops.convert_to_tensor(logits), ops.convert_to_tensor(gained), 1, 3)
     assert to_numpy(tokens)[0, 0] == END and to_numpy(values)[0, 0] == 0.0
     assert to_numpy(tokens).max() < 4099
 
@@ -423,3 +428,81 @@ def test_a_search_whose_buffers_grow_finds_the_same(steps):
         for part, other in zip(one, two, strict=True):
             np.testing.assert_allclose(to_numpy(part), to_numpy(other), atol=1e-5)
     assert to_numpy(expected[0].lengths).max() == steps
+
+
+# What must not come again
+
+
+def repetition_oracle(logits, read, penalty, ngram_size):
+    """Logits [V] of the next token after the tokens `read`, by the definitions."""
+    logits = logits.astype("float64")
+    for token in set(read):
+        logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+    for token in range(len(logits)) if ngram_size else ():
+        grams = [tuple(read[i : i + ngram_size]) for i in range(len(read) - ngram_size + 1)]
+        if tuple(([*read, token])[-ngram_size:]) in grams and len(read) >= ngram_size:
+            logits[token] = -np.inf
+    logits[[PAD, START]] = -np.inf
+    return logits
+
+
+RESTRICTIONS = [(1.3, 0), (1.0, 1), (1.0, 2), (1.5, 3)]
+PROMPT = np.array([[4, 5, 4, 0], [6, 6, 6, 6], [5, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(("penalty", "ngram_size"), RESTRICTIONS)
+@pytest.mark.parametrize("prompt", [None, PROMPT])
+def test_what_must_not_come_again(penalty, ngram_size, prompt):
+    """Greedy search against a loop in NumPy over lists."""
+    model, memory = markov(steps=9, seed=4)
+    given = {"repetition_penalty": penalty, "no_repeat_ngram_size": ngram_size, "prompt": prompt}
+    found = greedy_search(model, memory, 9, **given)
+    plain = to_numpy(greedy_search(model, memory, 9).ids)
+    assert np.any(to_numpy(found.ids) != plain)
+    for row in range(3):
+        read = [] if prompt is None else [int(token) for token in prompt[row] if token]
+        written, last, total = [], START, 0.0
+        for position in range(9):
+            own = model.table[row, position, last]
+            last = int(np.argmax(repetition_oracle(own, read + written, penalty, ngram_size)))
+            total += log_softmax(own)[last]
+            if last == END:
+                break
+            written.append(last)
+        length = int(to_numpy(found.lengths)[row, 0])
+        assert to_numpy(found.ids)[row, 0, :length].tolist() == written
+        np.testing.assert_allclose(to_numpy(found.log_probabilities)[row, 0], total, atol=1e-4)
+
+
+@pytest.mark.parametrize("ngram_size", [1, 2])
+def test_no_hypothesis_of_a_beam_repeats_itself(ngram_size):
+    model, memory = markov(rows=3, steps=7, seed=2)
+    model.table[..., END] -= 3.0
+    found = beam_search(model, memory, 7, beam_width=4, num_return=4, no_repeat_ngram_size=ngram_size, prompt=PROMPT)
+    assert to_numpy(found.lengths).max() >= 3
+    for row in range(3):
+        for rank in range(4):
+            ids = [int(token) for token in to_numpy(found.ids)[row, rank] if token]
+            whole = [int(token) for token in PROMPT[row] if token] + ids
+            grams = [tuple(whole[i : i + ngram_size]) for i in range(len(whole) - ngram_size + 1)]
+            new = grams[len(grams) - len(ids) :]
+            assert all(gram not in grams[: len(grams) - len(ids) + place] for place, gram in enumerate(new))
+    # The probabilities of what is allowed are the model's own.
+    best = [int(token) for token in to_numpy(found.ids)[0, 0] if token]
+    best = best if to_numpy(found.lengths)[0, 0] == 7 else [*best, END]
+    np.testing.assert_allclose(
+        to_numpy(found.log_probabilities)[0, 0], log_probability(model.table, 0, best), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repetition_penalty": 0.5}, "repetition_penalty is at least 1.*0.5"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is a number of tokens.*-1"),
+    ],
+)
+def test_restrictions_that_make_no_sense(options, message):
+    for search in (greedy_search, beam_search):
+        with pytest.raises(ValueError, match=message):
+            search(*markov(), 3, **options)

@@ -4,48 +4,69 @@ import json
 import os
 import time
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from helpers import randomize, run_python
 
-from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq, serving
+from keras_attention.models import (
+    CharacterTokenizer,
+    ImageCaptioner,
+    LanguageModel,
+    Pipeline,
+    Seq2Seq,
+    Transformer,
+    serving,
+)
 from keras_attention.training.cli import main
 from keras_attention.training.tasks import dates
 
-# Loads a SavedModel where nothing of ours is installed; prints {way: texts as hexadecimal}.
+# Loads SavedModels where nothing of ours is installed; prints {name: {way: texts as hexadecimal}}.
 ASK = """
 import json, sys
-path, ways = sys.argv[1], sys.argv[3].split(",")
-inputs = [bytes.fromhex(text) for text in json.load(open(sys.argv[2]))]
+models, ways = json.load(open(sys.argv[1])), sys.argv[2].split(",")
 if "xla_off" in ways:
     import ctypes, importlib.util, os
     folder = importlib.util.find_spec("tensorflow").submodule_search_locations[0]
     getattr(ctypes.CDLL(os.path.join(folder, "libtensorflow_cc.so.2")), "_ZN10tensorflow21DisableXlaCompilationEv")()
+import numpy as np
 import tensorflow as tf
 import tensorflow_text
-answers = {"version": tf.__version__}
-if "session" in ways:
-    with tf.compat.v1.Session(graph=tf.Graph()) as session:
-        meta = tf.compat.v1.saved_model.load(session, ["serve"], path)
-        signature = meta.signature_def["serving_default"]
-        texts = session.run(signature.outputs["text"].name, {signature.inputs["text"].name: inputs})
-    answers["session"] = [text.hex() for text in texts]
-loaded = tf.saved_model.load(path)
-for way in ways:
-    if way.startswith("serving"):
-        texts = loaded.signatures[way](text=tf.constant(inputs))["text"].numpy()
-        answers[way] = [text.hex() for text in (texts[:, 0] if texts.ndim == 2 else texts)]
-if "xla_off" in ways:
-    try:
-        loaded.signatures["serving_xla"](text=tf.constant(inputs))
-        answers["xla"] = "on"
-    except Exception as error:
-        answers["xla"] = "off"
+DRAWN = {"seed": np.int32(3), "temperature": np.float32(0.9), "top_k": np.int32(5), "top_p": np.float32(0.9),
+         "max_length": np.int32(7)}
+def ask(path, name, inputs):
+    answers, inputs = {}, [bytes.fromhex(data) for data in inputs]
+    given = {way: {name: inputs, **(DRAWN if way == "serving_sampled" else {})} for way in ways}
+    if "session" in ways:
+        with tf.compat.v1.Session(graph=tf.Graph()) as session:
+            meta = tf.compat.v1.saved_model.load(session, ["serve"], path)
+            for way in ("serving_default", "serving_sampled"):
+                if way in meta.signature_def and way in ways:
+                    signature = meta.signature_def[way]
+                    feed = {signature.inputs[key].name: value for key, value in given[way].items()}
+                    texts = session.run(signature.outputs["text"].name, feed)
+                    answers["session, " + way] = [text.hex() for text in texts]
+    loaded = tf.saved_model.load(path)
+    for way in ways:
+        if way in loaded.signatures:
+            constants = {key: tf.constant(value) for key, value in given[way].items()}
+            texts = loaded.signatures[way](**constants)["text"].numpy()
+            answers[way] = [text.hex() for text in (texts[:, 0] if texts.ndim == 2 else texts)]
+    if "xla_off" in ways:
+        try:
+            loaded.signatures["serving_xla"](**{name: tf.constant(inputs)})
+            answers["xla"] = "on"
+        except Exception as error:
+            answers["xla"] = "off"
+    return answers
+answers = {name: ask(**model) for name, model in models.items()}
 assert not [name for name in sys.modules if name.startswith("keras_attention")]
-print(json.dumps(answers))
+print(json.dumps({"version": tf.__version__, **answers}))
 """
+PLAIN = ("session", "serving_default", "serving_sampled")
+DRAWN = {"seed": 3, "temperature": 0.9, "top_k": 5, "top_p": 0.9, "max_length": 7}
 
 
 def fifty_inputs():
@@ -56,26 +77,91 @@ def fifty_inputs():
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
-    """(pipeline, path of its SavedModel, file of the inputs, the pipeline's texts as hexadecimal)."""
+    """(pipeline, path of its SavedModel, file of the models to ask, the pipeline's texts as hexadecimal)."""
     folder = tmp_path_factory.mktemp("serving")
     pipeline = Pipeline.from_preset("dates")
-    path = pipeline.export(folder / "dates")
-    inputs = fifty_inputs()
-    (folder / "inputs.json").write_text(json.dumps([text.hex() for text in inputs]))
-    expected = [result.text.encode().hex() for result in pipeline(inputs, batch_size=7)]
-    return pipeline, path, folder / "inputs.json", expected
+    path, inputs = pipeline.export(folder / "dates"), fifty_inputs()
+    models = {"dates": {"path": str(path), "name": "text", "inputs": [text.hex() for text in inputs]}}
+    (folder / "models.json").write_text(json.dumps(models))
+    return pipeline, path, folder / "models.json", hexadecimal(pipeline(inputs, batch_size=7))
 
 
-def ask(shipped, *ways, **options):
-    _, path, inputs, _ = shipped
-    return json.loads(run_python(ASK, path, inputs, ",".join(ways), **options).splitlines()[-1])
+def hexadecimal(results):
+    return [result.text.encode().hex() for result in results]
+
+
+def ask(models, *ways, **options):
+    return json.loads(run_python(ASK, models, ",".join(ways), **options).splitlines()[-1])
 
 
 def test_a_fresh_process_and_a_session_answer_like_the_pipeline(shipped):
-    answers = ask(shipped, "session", "serving_default", "serving_xla", "serving_nbest")
+    answers = ask(shipped[2], "session", "serving_default", "serving_xla", "serving_nbest")["dates"]
     assert len(shipped[3]) == 50
-    for way in ("session", "serving_default", "serving_xla", "serving_nbest"):
+    for way in ("session, serving_default", "serving_default", "serving_xla", "serving_nbest"):
         assert answers[way] == shipped[3], way
+
+
+@pytest.fixture(scope="module")
+def every_kind(tmp_path_factory):
+    """(file of a Transformer, a captioner and a language model to ask, {name: {way: what is expected}})."""
+    folder = tmp_path_factory.mktemp("every_kind")
+    letters, digits = CharacterTokenizer.learn(["abcdefg äö 가나"]), CharacterTokenizer("0123456789-", False)
+    sizes = {"width": 8, "num_heads": 2}
+    transformer = {**sizes, "feed_forward_units": 11, "encoder_layers": 1, "decoder_layers": 1}
+    backbone = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(5, 4, strides=4)]
+    decoder = Seq2Seq(None, digits.vocabulary_size, units=8, encoder_layers=0, source_width=5)
+    images = [np.full((7 + n, 9, 3), (255, 127 * n, 0), "uint8") for n in range(3)]
+    texts = ["abc", "", "가나 gf", "b"]
+    size = letters.vocabulary_size
+    pipelines = {
+        "transformer": (Pipeline(Transformer(size, digits.vocabulary_size, **transformer), letters, digits), texts),
+        "captioner": (Pipeline(ImageCaptioner(keras.Sequential(backbone), decoder, (8, 8)), None, digits), images),
+        "language_model": (Pipeline(LanguageModel(size, **sizes, layers=2, max_length=16), letters, letters), texts),
+    }
+    models, expected = {}, {}
+    for name, (pipeline, inputs) in pipelines.items():
+        randomize(pipeline.model, seed=4, scale=0.6)
+        pipeline = Pipeline(pipeline.model, pipeline.source_tokenizer, pipeline.target_tokenizer, max_length=9)
+        kind = "image" if name == "captioner" else "text"
+        path, rows = pipeline.export(folder / name), pipeline.inputs.check(inputs)[0]
+        models[name] = {"path": str(path), "name": kind, "inputs": [data.hex() for data in rows]}
+        searched = hexadecimal(pipeline(inputs))
+        assert len(set(searched)) > 1
+        expected[name] = {"session, serving_default": searched, "serving_default": searched}
+        if name == "language_model":
+            drawn = hexadecimal(pipeline(inputs, **DRAWN))
+            assert drawn != hexadecimal(pipeline(inputs, **{**DRAWN, "seed": 4}))
+            expected[name] |= {"session, serving_sampled": drawn, "serving_sampled": drawn}
+    (folder / "models.json").write_text(json.dumps(models))
+    return folder / "models.json", expected
+
+
+@pytest.mark.long
+def test_every_kind_of_model_answers_in_a_fresh_process_like_its_pipeline(every_kind):
+    models, expected = every_kind
+    answers = ask(models, *PLAIN, "serving_xla", "serving_nbest")
+    for name, ways in expected.items():
+        assert answers[name] == {**ways, **dict.fromkeys(("serving_xla", "serving_nbest"), ways["serving_default"])}
+
+
+@pytest.mark.long
+def test_every_kind_of_model_answers_where_xla_is_switched_off(every_kind):
+    models, expected = every_kind
+    answers = ask(models, "xla_off", *PLAIN)
+    assert {name: answers[name] for name in expected} == {
+        name: {**ways, "xla": "off"} for name, ways in expected.items()
+    }
+
+
+@pytest.mark.serving
+def test_the_older_tensorflow_answers_alike_for_every_kind_of_model(every_kind):
+    python = os.environ.get("SERVING_PYTHON")
+    if not python:
+        pytest.skip("SERVING_PYTHON is not set: use `make test-serving`.")
+    models, expected = every_kind
+    answers = ask(models, *PLAIN, python=python)
+    assert answers["version"].startswith("2.20.")
+    assert {name: answers[name] for name in expected} == expected
 
 
 def test_predict_and_a_reloaded_pipeline_answer_alike(shipped, tmp_path):
@@ -88,8 +174,8 @@ def test_predict_and_a_reloaded_pipeline_answer_alike(shipped, tmp_path):
 
 
 def test_with_xla_switched_off_the_default_signature_still_answers(shipped):
-    answers = ask(shipped, "xla_off", "session", "serving_default")
-    assert answers["serving_default"] == answers["session"] == shipped[3]
+    answers = ask(shipped[2], "xla_off", "session", "serving_default")["dates"]
+    assert answers["serving_default"] == answers["session, serving_default"] == shipped[3]
     assert answers["xla"] == "off"  # else this test would show nothing
 
 
@@ -98,9 +184,10 @@ def test_the_older_tensorflow_of_tensorflow_serving_answers_alike(shipped):
     python = os.environ.get("SERVING_PYTHON")
     if not python:
         pytest.skip("SERVING_PYTHON is not set: use `make test-serving`.")
-    answers = ask(shipped, "session", "serving_default", "serving_xla", python=python)
+    answers = ask(shipped[2], "session", "serving_default", "serving_xla", python=python)
     assert answers["version"].startswith("2.20.")
-    assert answers["session"] == answers["serving_default"] == answers["serving_xla"] == shipped[3]
+    for way in ("session, serving_default", "serving_default", "serving_xla"):
+        assert answers["dates"][way] == shipped[3], way
 
 
 def operations(function):
@@ -224,8 +311,8 @@ def test_compiled_programs_are_reused(shipped):
     """Bucketed shapes: after the first call of a bucket, others of the same bucket compile nothing."""
     answer = shipped[0].function(1, 1, jit_compile=True)
     texts = [f"{day} May 1999" for day in range(1, 8)]
-    answer(tf.constant(texts[:5]))
+    answer(text=tf.constant(texts[:5]), max_length=tf.constant(32))
     began = time.perf_counter()
     for count in (6, 7, 8):
-        answer(tf.constant((texts * 2)[:count]))
+        answer(text=tf.constant((texts * 2)[:count]), max_length=tf.constant(32))
     assert time.perf_counter() - began < 1.0  # compiling once takes longer than three answers

@@ -114,6 +114,18 @@ class TokenSequences(_Sequences):
         """All ids, int32 [total]."""
         return self.values
 
+    def targets(self, indices, width):
+        """(target, y) of a batch, int32 [B, T] each: START first, and one step on, END last."""
+        targets, labels = np.full((2, len(indices), width), PAD, "int32")
+        for row, index in enumerate(indices):
+            if index >= 0:
+                ids = self[index]
+                targets[row, 0] = START
+                targets[row, 1 : len(ids) + 1] = ids
+                labels[row, : len(ids)] = ids
+                labels[row, len(ids)] = END
+        return targets, labels
+
     def inputs(self, indices, width):
         """What a model reads of a batch: {"source": int32 [B, S]}; padding and empty rows (-1) are PAD."""
         source = np.full((len(indices), width), PAD, "int32")
@@ -122,6 +134,53 @@ class TokenSequences(_Sequences):
                 ids = self[index]
                 source[row, : len(ids)] = ids
         return {"source": source}
+
+
+class Windows:
+    """Pieces in a row of one long text, for a language model: the target is what stands there, y one step on.
+
+    Args:
+        ids: int32 [total], the text; may be memory-mapped.
+        starts: int64 [n], where each window begins.
+        width: its length; one that comes to the end of the text is shorter.
+        begins: booleans [n]: windows that are a beginning. START stands before them, and y begins with their first
+            piece. None: none of them.
+
+    Example:
+
+    >>> windows = Windows(np.arange(4, 9, dtype="int32"), np.array([0, 3]), width=3, begins=np.array([False, True]))
+    >>> [part.tolist() for part in windows.targets([0, 1], width=3)]
+    [[[4, 5, 6], [2, 7, 8]], [[5, 6, 7], [7, 8, 0]]]
+    """
+
+    unit = "tokens"
+
+    def __init__(self, ids, starts, width, begins=None):
+        self.ids = ids
+        self.starts = starts
+        self.width = width
+        self.begins = np.zeros(len(starts), bool) if begins is None else begins
+
+    def __len__(self):
+        return len(self.starts)
+
+    @property
+    def lengths(self):
+        """One less than what each window predicts at most, int64 [n]: as if START or END were still to come."""
+        return np.minimum(self.width, len(self.ids) - self.starts) - 1
+
+    def targets(self, indices, width):
+        """(target, y) of a batch, int32 [B, T] each."""
+        targets, labels = np.full((2, len(indices), width), PAD, "int32")
+        for row, index in enumerate(indices):
+            if index >= 0:
+                begin = int(self.starts[index])
+                ids = self.ids[begin : begin + self.width + 1]
+                if self.begins[index]:
+                    ids = np.concatenate([[START], ids[: self.width]])
+                labels[row, : len(ids) - 1] = ids[1:]
+                targets[row, : len(ids) - 1] = ids[:-1]
+        return targets, labels
 
 
 class FeatureSequences(_Sequences):
@@ -450,13 +509,13 @@ def assemble(batch, source, target):
     Args:
         batch: A Batch of `plan_batches`.
         source: TokenSequences, FeatureSequences, ImageSequences, or None where there is no source.
-        target: TokenSequences.
+        target: TokenSequences, or Windows.
 
     Returns:
         (x, y): x = {"source": int32 [B, S], "target": int32 [B, T], START first} and y int32 [B, T], the target
         one step on, END last. Padding and empty rows are PAD. Features give "source" float32 [B, S, F], zeros
         behind their end, and "source_mask" bool [B, S]; images give "image" uint8 [B, H, W, 3] in place of "source".
-        Without a source there is "target" alone.
+        Without a source there is "target" alone; Windows say themselves what stands first and last.
 
     Example:
 
@@ -465,17 +524,8 @@ def assemble(batch, source, target):
     >>> x["source"].tolist(), x["target"].tolist(), y.tolist()
     ([[7, 8, 0]], [[2, 7, 8, 0]], [[7, 8, 3, 0]])
     """
-    rows = len(batch.indices)
-    targets = np.full((rows, batch.target_width), PAD, "int32")
-    labels = np.full((rows, batch.target_width), PAD, "int32")
-    for row, index in enumerate(batch.indices):
-        if index >= 0:
-            ids = target[index]
-            targets[row, 0] = START
-            targets[row, 1 : len(ids) + 1] = ids
-            labels[row, : len(ids)] = ids
-            labels[row, len(ids)] = END
     sources = {} if source is None else source.inputs(batch.indices, batch.source_width)
+    targets, labels = target.targets(batch.indices, batch.target_width)
     return {**sources, "target": targets}, labels
 
 

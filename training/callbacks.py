@@ -38,6 +38,10 @@ class Samples(keras.callbacks.Callback):
         self.say = say
 
     def on_epoch_end(self, epoch, logs=None):
+        if self.pipeline.continues:
+            for source, result in zip(self.sources, self.pipeline(self.sources, max_length=80), strict=True):
+                self.say(f"  {source!r} {result.text!r}")
+            return
         results = self.pipeline(self.sources, beam_width=1)
         for source, target, result in zip(self.sources, self.targets, results, strict=True):
             targets = target if isinstance(target, list) else [target]

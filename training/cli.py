@@ -121,7 +121,8 @@ def train(recipe, data, out, init, settings, resume):
 def evaluate(run, source, target, beam, tokenize, picture, metric, others, as_json):
     """Score RUN on two aligned files, SOURCE and TARGET, or on one TSV.
 
-    For a RUN that reads images, SOURCE is their folder and TARGET a file of captions: image, tab, caption.
+    For a RUN that reads images, SOURCE is their folder and TARGET a file of captions: image, tab, caption. For a
+    language model SOURCE is one text: nats a piece and a character.
 
     The recipe of a run may name the words of BLEU (data.bleu_tokenize).
     """
@@ -143,6 +144,10 @@ def evaluate(run, source, target, beam, tokenize, picture, metric, others, as_js
         "by_length": (metric or "bleu") if picture else None,
     }
     pipelines = {name: _load_reader(each) for name, each in runs.items()}
+    if any(pipeline.continues for pipeline in pipelines.values()):
+        given = {"TARGET": target, "--beam": beam, "--tokenize": tokenize, "--by-length": picture}
+        _print_scores_or_json(_score_text(pipelines, folders, source, given), others, as_json)
+        return
     for name, pipeline in pipelines.items():
         if pipeline.source_width is not None:
             raise InputError(
@@ -155,12 +160,30 @@ def evaluate(run, source, target, beam, tokenize, picture, metric, others, as_js
         scores = compare(pipelines, source, target, **options)
     else:
         scores = {name: score(pipeline, source, target, **options) for name, pipeline in pipelines.items()}
+    _print_scores_or_json(scores, others, as_json)
+    if picture:
+        _draw_by_length(scores, picture, title=Path(source).name)
+
+
+def _print_scores_or_json(scores, others, as_json):
     if as_json:
         click.echo(json.dumps({"runs": scores} if others else next(iter(scores.values())), ensure_ascii=False))
     else:
         _print_scores(scores)
-    if picture:
-        _draw_by_length(scores, picture, title=Path(source).name)
+
+
+def _score_text(pipelines, folders, source, given):
+    """What language models get on one text."""
+    from .evaluate import evaluate_text, window_of
+
+    if wrong := [name for name, value in given.items() if value]:
+        raise InputError(f"A language model is scored on one text, SOURCE: leave {wrong[0]} out.")
+    if other := [name for name, pipeline in pipelines.items() if not pipeline.continues]:
+        raise InputError(f"{other[0]} is no language model: compare it with runs of its own kind.")
+    return {
+        name: evaluate_text(pipeline, source, window_of(pipeline, folders[name]), _progress)
+        for name, pipeline in pipelines.items()
+    }
 
 
 def _score_captions(pipeline, folder, captions, picture, beam):
@@ -236,27 +259,45 @@ def _progress(chunks):
 @click.argument("inputs", nargs=-1)
 @click.option("--beam", type=click.IntRange(1), help="Beam width.")
 @click.option("--nbest", type=click.IntRange(1), default=1, show_default=True, help="Answers for each input.")
+@click.option("--temperature", type=float, help="Draw answers rather than search for them; 0: the most probable one.")
+@click.option("--top-k", type=int, help="Draw from the k most probable pieces.")
+@click.option("--top-p", type=float, help="Draw from the fewest pieces that have this probability together.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of drawing.")
+@click.option("--max-length", type=click.IntRange(1), help="Pieces at most.")
 @click.option("--attention", is_flag=True, help="Print the alignment as a shaded table.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def predict(run, inputs, beam, nbest, attention, as_json):
+def predict(run, inputs, beam, nbest, temperature, top_k, top_p, seed, max_length, attention, as_json):
     """Answer each INPUT, one result a line; '-' reads standard input, and so does no INPUT at all.
 
-    A RUN that reads features takes .npy files, arrays [steps, features]; one that reads images JPEG and PNG files.
+    A RUN that reads features takes .npy files, arrays [steps, features]; one that reads images JPEG and PNG files. A
+    language model's answer to one INPUT is written as it comes, line breaks included.
     """
     pipeline = _load_reader(run)
+    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "max_length": max_length}
+    ask = functools.partial(pipeline, beam_width=beam, num_return=nbest, **drawn)
+    streamed = pipeline.continues and beam is None and nbest == 1 and not (attention or as_json)
     show = functools.partial(_print_results, ranked=nbest > 1, attention=attention, as_json=as_json)
     if pipeline.source_tokenizer is None:
-        results = pipeline(_read_files(pipeline, inputs), beam, nbest)
+        results = ask(_read_files(pipeline, inputs))
         show(results)
         _tell_of_errors(inputs, results)
         return
     if not inputs and _on_terminal():
-        _ask(lambda text: show(pipeline([text], beam, nbest)))
+        _ask(lambda text: _stream(pipeline, text, drawn) if streamed else show(ask([text])))
+        return
+    if streamed and len(inputs) == 1 and inputs != ("-",):
+        _stream(pipeline, inputs[0], drawn)
         return
     if not inputs or inputs == ("-",):
         lines = sys.stdin.buffer.read().split(b"\n")
         inputs = [line.removesuffix(b"\r") for line in (lines[:-1] if lines[-1] == b"" else lines)]
-    show(pipeline(inputs, beam, nbest))
+    show(ask(inputs))
+
+
+def _stream(pipeline, prompt, drawn):
+    for piece in pipeline.stream(prompt, **drawn):
+        click.echo(piece, nl=False)
+    click.echo()
 
 
 def _on_terminal():
@@ -289,11 +330,13 @@ def _ask(answer):
 @click.option("--positions", is_flag=True, help="What INPUT's positions add to its embeddings.")
 @click.option("--word", help="A word of INPUT: how like its states are, layer by layer, to those of --other.")
 @click.option("--other", metavar="TEXT", help="The text that --word is compared with.")
-def plot(run, text, picture, beam, heads, head, positions, word, other):
+@click.option("--max-length", type=click.IntRange(1), help="Pieces of the answer at most.")
+def plot(run, text, picture, beam, heads, head, positions, word, other, max_length):
     """Draw the alignment of INPUT and its answer to OUT.png or .svg, or what else the options ask for.
 
     A RUN that reads features takes a .npy file, an array [steps, features]; one that reads images a JPEG or PNG file,
-    and the picture is of every word of its caption.
+    and the picture is of every word of its caption. Of a language model the picture is of the prompt INPUT and of 40
+    pieces behind it, or --max-length.
     """
     from .plots import check_picture, save_figure
 
@@ -306,39 +349,40 @@ def plot(run, text, picture, beam, heads, head, positions, word, other):
     check_picture(picture)
     pipeline = _load_reader(run)
     inputs = [text] if pipeline.source_tokenizer is not None else _read_files(pipeline, [text])
+    options = {"beam_width": beam, "max_length": max_length or (40 if pipeline.continues else None)}
     if heads or head is not None:
-        figure, said = _draw_heads(pipeline, inputs[0], head, beam)
+        figure, said = _draw_heads(pipeline, inputs[0], head, options)
     elif positions:
         figure, said = _draw_positions(pipeline, inputs[0])
     elif word is not None:
         figure, said = _draw_similarity(pipeline, word, text, other)
     elif getattr(pipeline.model, "image_size", None):
-        figure, said = _draw_caption(pipeline, run, inputs[0], beam)
+        figure, said = _draw_caption(pipeline, run, inputs[0], options)
     else:
-        figure, said = _draw_alignment(pipeline, run, inputs[0], text, beam)
+        figure, said = _draw_alignment(pipeline, run, inputs[0], text, options)
     save_figure(figure, picture)
     click.echo(f"{said}{picture}")
 
 
-def _draw_caption(pipeline, run, path, beam):
+def _draw_caption(pipeline, run, path, options):
     """An image's caption, and where the model looked for each of its words."""
     from .plots import plot_caption, read_picture
 
     pipeline.check_inputs([path])
-    result = pipeline([path], beam)[0]
+    result = pipeline([path], **options)[0]
     if result.attention_map is None or not result.target_pieces:
         raise InputError(f"{run} has no attention to draw, or nothing to say of {path}: {result.text!r}")
     figure = plot_caption(read_picture(path), result.attention_map, result.target_pieces)
     return figure, f"{result.text}\n"
 
 
-def _draw_heads(pipeline, given, head, beam):
+def _draw_heads(pipeline, given, head, options):
     """The grid of all heads, or one of them."""
     from keras_attention.models import attention_scores
 
     from .plots import plot_alignment, plot_heads
 
-    scores = attention_scores(pipeline, given, beam_width=beam)
+    scores = attention_scores(pipeline, given, **options)
     said = " ".join(scores.target_pieces) + "\n"
     if head is None:
         return plot_heads(scores), said
@@ -357,7 +401,7 @@ def _draw_heads(pipeline, given, head, beam):
 
 
 def _kinds(scores):
-    return [(kind, getattr(scores, kind)) for kind in ("encoder", "decoder", "cross")]
+    return list(scores.kinds.items())
 
 
 def _draw_positions(pipeline, given):
@@ -384,10 +428,10 @@ def _draw_similarity(pipeline, word, text, other):
     return plot_similarity(similarity, pieces, word, title=f"“{word}” in: {text}"), ""
 
 
-def _draw_alignment(pipeline, run, given, text, beam):
+def _draw_alignment(pipeline, run, given, text, options):
     from .plots import plot_alignment, source_labels
 
-    result = pipeline([given], beam)[0]
+    result = pipeline([given], **options)[0]
     if result.attention is None:
         raise InputError(f"{run} was trained without attention: there is no alignment to draw.")
     if not result.target_pieces:
@@ -517,7 +561,9 @@ def _as_dict(result):
 def shaded_table(result):
     """The alignment as text: a line for each target piece, a column for each source piece, darker is more."""
     steps = range(result.attention.shape[1])
-    columns = [_shown(piece) for piece in result.source_pieces] or [str(step % 10) for step in steps]  # of features
+    pieces = [*result.source_pieces, *result.target_pieces]  # those of a language model
+    pieces = pieces if len(pieces) == len(steps) else result.source_pieces
+    columns = [_shown(piece) for piece in pieces] or [str(step % 10) for step in steps]  # of features
     widths = [_width(column) for column in columns]
     labels = [_shown(piece) for piece in result.target_pieces]
     margin = max(map(_width, labels), default=0)
@@ -530,7 +576,7 @@ def shaded_table(result):
 
 
 def _shown(piece):
-    return piece.replace(" ", "␣") or "∅"
+    return piece.replace(" ", "␣").replace("\n", "⏎") or "∅"
 
 
 def _width(text):

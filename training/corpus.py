@@ -33,10 +33,12 @@ from .datasets import (
 )
 from .errors import InputError
 from .tasks import get_task
+from .texts import line_ends, read_texts, tokenize_text, windows
 
 VOCABULARY_EXAMPLES = 100000  # of a task, to learn tokenizers from
 KINDS = {
     "characters": CharacterTokenizer,
+    "bytes": CharacterTokenizer,
     "words": WordTokenizer,
     "wordpiece": WordPieceTokenizer,
     "bpe": SentencePieceTokenizer,
@@ -52,7 +54,8 @@ class Corpus:
     """What a training reads.
 
     Attributes:
-        source_vocabulary, target_vocabulary: numbers of ids; the source's is None for features and images.
+        source_vocabulary, target_vocabulary: numbers of ids; the source's is None for features, images, and where
+            there is no source, for a language model.
         train: a pair of sequences (tokens, or features as the source), or a function of the epoch that draws one.
         val: a pair of sequences.
         tokenizers: (source, target); None for a source that is no text, and both where TensorFlow is missing.
@@ -80,6 +83,8 @@ class Corpus:
             return f"images of {height} x {width} and a vocabulary of {self.target_vocabulary:,}"
         if self.source_width is not None:
             return f"{self.source_width} features a step and a vocabulary of {self.target_vocabulary:,}"
+        if self.source_vocabulary is None:
+            return f"a text of {len(self.train.args[0]):,} pieces and a vocabulary of {self.target_vocabulary:,}"
         return f"vocabularies of {self.source_vocabulary:,} and {self.target_vocabulary:,}"
 
     def batches(self, training, seed):
@@ -100,6 +105,8 @@ def prepare(recipe, folder, tokenizers=None):
     """
     if recipe.data.images:
         return _from_captions(recipe, folder, tokenizers)
+    if recipe.model["kind"] == "language_model":
+        return _from_text(recipe, folder, tokenizers)
     if all(path.exists() for path in _kept_files(folder)):
         return _load(recipe, folder)
     if recipe.data.task and not (recipe.data.folder or recipe.data.source):
@@ -154,9 +161,40 @@ def _from_files(recipe, folder, begin_with):
         "samples": {"sources": samples.sources, "targets": samples.targets},
         "notes": notes,
     }
-    text = json.dumps(description, ensure_ascii=False, indent=1)
-    atomic_write(stored / "corpus.json", lambda path: path.write_text(text, encoding="utf-8"))
+    _write_description(stored, description)
     return _load(recipe, folder)
+
+
+def _from_text(recipe, folder, begin_with):
+    """One text, for a language model; its ids are kept beside the run."""
+    stored = folder / "tokens"
+    paths = [stored / f"{name}.target.ids.npy" for name in SPLITS]
+    if not (stored / "corpus.json").exists() or not all(path.exists() for path in paths):
+        _check_tokenizers(recipe, begin_with)
+        train, val, notes = read_texts(recipe)
+        tokenizers = _load_tokenizers(folder)
+        if tokenizers is None and begin_with:
+            tokenizers = _extend(recipe, begin_with, ([train], [train]), notes)
+        elif tokenizers is None:
+            tokenizers = (_learn_one("target_tokenizer", recipe.target_tokenizer, train.splitlines(keepends=True)),) * 2
+        _save_tokenizers(tokenizers, folder)
+        stored.mkdir(parents=True, exist_ok=True)
+        for name, text in zip(SPLITS, (train, val), strict=True):
+            TokenSequences.from_lists([tokenize_text(text, tokenizers[1])]).save(stored / f"{name}.target")
+        description = {
+            "target_vocabulary": tokenizers[1].vocabulary_size,
+            "line_ends": line_ends(tokenizers[1]),
+            "samples": [line for line in val.split("\n") if line.strip()][:10],
+            "characters": [len(train), len(val)],
+            "notes": notes,
+        }
+        _write_description(stored, description)
+    description = _read_description(stored)
+    ids = [TokenSequences.load(stored / f"{name}.target").ids for name in SPLITS]
+    tokenizers = _loaded_tokenizers(folder, description)
+    train, val = windows(*ids, description["line_ends"], recipe)
+    samples = Pairs(description["samples"], [""] * len(description["samples"]))
+    return Corpus(None, description["target_vocabulary"], train, val, tokenizers, samples, description["notes"])
 
 
 def _from_captions(recipe, folder, begin_with):
@@ -298,18 +336,9 @@ def _kept_files(folder):
 def _load(recipe, folder):
     """The corpus of a run that is already prepared; works without TensorFlow."""
     stored = folder / "tokens"
-    try:
-        description = json.loads((stored / "corpus.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{stored / 'corpus.json'} is damaged: {error}; delete it so that it is made again."
-        ) from error
+    description = _read_description(stored)
     train, val = (tuple(TokenSequences.load(stored / f"{name}.{side}") for side in SIDES) for name in SPLITS)
-    try:
-        tokenizers = _load_tokenizers(folder)
-    except ImportError:
-        tokenizers = (None, None)
-        description["notes"].append("TensorFlow is missing: training from the stored ids, without samples as text.")
+    tokenizers = _loaded_tokenizers(folder, description)
     if recipe.source_tokenizer.dropout or recipe.target_tokenizer.dropout:
         train = partial(_cut_anew, train, recipe, folder)
     return Corpus(
@@ -321,6 +350,29 @@ def _load(recipe, folder):
         Pairs(**description["samples"]),
         description["notes"],
     )
+
+
+def _write_description(stored, description):
+    text = json.dumps(description, ensure_ascii=False, indent=1)
+    atomic_write(stored / "corpus.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _read_description(stored):
+    try:
+        return json.loads((stored / "corpus.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{stored / 'corpus.json'} is damaged: {error}; delete it so that it is made again."
+        ) from error
+
+
+def _loaded_tokenizers(folder, description):
+    """Those of a run; none where TensorFlow is missing, which is noted."""
+    try:
+        return _load_tokenizers(folder)
+    except ImportError:
+        description["notes"].append("TensorFlow is missing: training from the stored ids, without samples as text.")
+        return None, None
 
 
 def _cut_anew(train, recipe, folder, epoch):
@@ -356,6 +408,8 @@ def _learn_one(section, options, lines):
     try:
         if options.kind == "characters":
             return CharacterTokenizer.learn(lines, byte_fallback=options.byte_fallback)
+        if options.kind == "bytes":
+            return CharacterTokenizer("")
         if options.kind == "words":
             return WordTokenizer.learn(lines, size, split=options.split, lower=options.lower)
         if options.kind == "wordpiece":

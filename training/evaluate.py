@@ -13,6 +13,7 @@ from .datasets import read_parallel, read_tsv, tokenize_pairs
 from .errors import InputError
 from .metrics import Perplexity, TokenAccuracy
 from .scores import check_metric, check_tokenizer, scores_by_length, source_lengths, text_scores
+from .texts import all_windows, read_text, tokenize_text
 
 CHUNK = 512  # texts decoded between two signs of progress
 
@@ -88,6 +89,50 @@ def evaluate_captions(pipeline, folder, captions, beam_width=None, batch_size=64
         "beam_width": beam_width or pipeline.options.beam_width,
         "seconds": round(seconds, 2),
     }
+
+
+def evaluate_text(pipeline, path, window, progress=iter):
+    """How well a language model predicts a text, each piece from those before it in its window.
+
+    Args:
+        pipeline: a Pipeline of a language model and its tokenizer.
+        path: the text's file.
+        window: pieces in a row; windows stand one behind the other, so that every piece but the first is predicted
+            once.
+        progress: as in `evaluate`.
+
+    Returns:
+        A dict: characters and tokens (pieces that are predicted) of the text; loss, in nats a piece;
+        nats_per_character; perplexity and token_accuracy, of pieces; window; seconds.
+
+    Raises:
+        InputError: the file is wrong, in one sentence.
+    """
+    began, text = time.perf_counter(), read_text(path)
+    ids = tokenize_text(text, pipeline.target_tokenizer)
+    metrics = [TokenAccuracy(), Perplexity()]
+    for x, y in progress(Batches(*all_windows(ids, window), token_budget=16384, bucket_width=1, shuffle=False)):
+        logits = pipeline.model(x, training=False)
+        for metric in metrics:
+            metric.update_state(y, logits)
+    scores = {metric.name: float(metric.result()) for metric in metrics}
+    loss = float(np.log(scores["perplexity"]))
+    return {
+        "characters": len(text),
+        "tokens": len(ids) - 1,
+        "loss": loss,
+        "nats_per_character": loss * (len(ids) - 1) / len(text),
+        **scores,
+        "window": window,
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+
+
+def window_of(pipeline, folder):
+    """The window that a run's language model was trained on, or its context where no recipe tells."""
+    context = pipeline.model.max_source_length
+    window = _recipe_data(Path(folder)).get("window") or context or 256
+    return window if context is None else min(window, context)
 
 
 def compare(

@@ -83,7 +83,8 @@ def plot_alignment(weights, source_pieces, target_pieces, title=None):
 
 
 def plot_heads(scores, title=None):
-    """Draws the attention of every head of every layer as one grid: encoder, decoder and cross-attention.
+    """Draws the attention of every head of every layer as one grid: encoder, decoder and cross-attention, or a
+    language model's.
 
     Args:
         scores: what `keras_attention.models.attention_scores` returns.
@@ -92,16 +93,15 @@ def plot_heads(scores, title=None):
     Returns:
         A `matplotlib.figure.Figure`: a row for each layer, a column for each head.
     """
-    kinds = {kind: getattr(scores, kind) for kind in ("encoder", "decoder", "cross")}
+    kinds = scores.kinds
     heads = max(weights.shape[1] for weights in kinds.values())
     rows = sum(len(weights) for weights in kinds.values())
     longest = max(max(weights.shape[2:]) for weights in kinds.values())
     side = min(2.6, max(1.5, 0.12 * longest))  # of one head, in inches
     margin = 0.08 * max(map(_columns, (scores.source_pieces, scores.target_pieces)))
     figure = _new_figure(side * heads + margin + 1.0, (side + 0.25) * rows + 3 * margin + 0.5, title)
-    blocks = figure.subfigures(
-        3, 1, height_ratios=[len(weights) * (side + 0.25) + margin for weights in kinds.values()]
-    )
+    heights = [len(weights) * (side + 0.25) + margin for weights in kinds.values()]
+    blocks = figure.subfigures(len(kinds), 1, height_ratios=heights, squeeze=False)[:, 0]
     for block, (kind, weights) in zip(blocks, kinds.items(), strict=True):
         cells = block.subplots(len(weights), weights.shape[1], squeeze=False)
         row_labels, column_labels = (_visible(labels) for labels in scores.labels(kind))
@@ -260,8 +260,11 @@ def plot_overlay(image, weights, title=None):
 
 
 def source_labels(result):
-    """What labels the columns of a Result's attention: its pieces; of features the number of every tenth step."""
+    """What labels the columns of a Result's attention: its pieces (of a language model, those of the answer too); of
+    features the number of every tenth step."""
     steps = range(result.attention.shape[1])
+    if len(result.source_pieces) + len(result.target_pieces) == len(steps):
+        return [*result.source_pieces, *result.target_pieces]
     return result.source_pieces or ["" if step % 10 else str(step) for step in steps]
 
 

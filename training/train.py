@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_attention.models import ImageCaptioner, Pipeline
+from keras_attention.models import ImageCaptioner, Pipeline, attention_scores
 from keras_attention.models.backbones import make_backbone
 from keras_attention.models.files import atomic_write
 
@@ -168,6 +168,8 @@ def build_model(recipe, corpus):
         return _captioner(recipe, corpus, options)
     if recipe.training.doubly_stochastic or recipe.backbone != Backbone():
         raise InputError("[backbone] and training.doubly_stochastic are for images, and these data have none.")
+    if recipe.model["kind"] == "language_model":
+        return MODELS["language_model"](corpus.target_vocabulary, **options)
     return MODELS[recipe.model["kind"]](corpus.source_vocabulary, corpus.target_vocabulary, **options)
 
 
@@ -196,13 +198,16 @@ def compile_model(model, recipe, batches):
         _schedule(recipe, steps=batches * options.epochs),
         beta_2=options.beta_2,
         clipnorm=options.clipnorm,
+        weight_decay=options.weight_decay or None,
         gradient_accumulation_steps=accumulated if accumulated > 1 else None,
         **average,
     )
+    if options.weight_decay:  # not of biases and normalizations
+        optimizer.exclude_from_weight_decay([weight for weight in model.trainable_variables if len(weight.shape) < 2])
     model.compile(
         optimizer=optimizer,
         loss=MaskedCrossEntropy(label_smoothing=options.label_smoothing, r_drop=options.r_drop),
-        metrics=[TokenAccuracy(), Perplexity(), ExactMatch()],
+        metrics=[TokenAccuracy(), Perplexity(), *([] if recipe.model["kind"] == "language_model" else [ExactMatch()])],
         jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
     )
     model.optimizer.build(model.trainable_variables)
@@ -218,7 +223,9 @@ def _schedule(recipe, steps):
     if options.schedule == "cosine":
         warm = {"initial_learning_rate": rate / 100, "warmup_target": rate, "warmup_steps": warmup}
         return keras.optimizers.schedules.CosineDecay(
-            decay_steps=max(1, steps - warmup), **(warm if warmup else {"initial_learning_rate": rate})
+            decay_steps=max(1, steps - warmup),
+            alpha=options.final_learning_rate / rate,
+            **(warm if warmup else {"initial_learning_rate": rate}),
         )
     return rate
 
@@ -327,6 +334,10 @@ def _plots(out, pipeline, corpus, history, say):
     folder.mkdir(exist_ok=True)
     try:
         figures = {"history.png": plots.plot_history(history)}
+        if pipeline.continues:
+            prompt = next(iter(corpus.samples.sources), "")
+            figures["heads.png"] = plots.plot_heads(attention_scores(pipeline, prompt, max_length=20))
+            return _saved(figures, folder)
         sources = corpus.samples.sources[:8]  # of which one, at least, should have an answer that is not empty
         results = zip(sources, pipeline(sources), strict=True)
         source, result = next((pair for pair in results if _attends(pair[1])), (None, None))
@@ -336,11 +347,17 @@ def _plots(out, pipeline, corpus, history, say):
         elif result is not None:
             labels = plots.source_labels(result)
             figures["alignment.png"] = plots.plot_alignment(result.attention, labels, result.target_pieces)
-        for name, figure in figures.items():
-            plots.save_figure(figure, folder / name)
+        return _saved(figures, folder)
     except InputError as error:
         say(str(error))
         return []
+
+
+def _saved(figures, folder):
+    from .plots import save_figure
+
+    for name, figure in figures.items():
+        save_figure(figure, folder / name)
     return [str(folder / name) for name in figures]
 
 

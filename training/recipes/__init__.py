@@ -14,7 +14,8 @@ from pathlib import Path
 
 import keras
 
-from keras_attention.models import Seq2Seq, Transformer
+from keras_attention.models import LanguageModel, Seq2Seq, Transformer
+from keras_attention.models.language_model import POSITIONS as LANGUAGE_MODEL_POSITIONS
 from keras_attention.models.pipeline import DecodingOptions
 from keras_attention.models.seq2seq import ATTENTIONS, CONTEXTS, RNNS
 from keras_attention.models.transformer import POSITIONS
@@ -26,14 +27,16 @@ from ..scores import TOKENIZERS as BLEU_TOKENIZERS
 from ..tasks import TASKS, task_options
 
 FOLDER = Path(__file__).parent
-MODELS = {"seq2seq": Seq2Seq, "transformer": Transformer}
+MODELS = {"seq2seq": Seq2Seq, "transformer": Transformer, "language_model": LanguageModel}
 # The choices of a model's arguments.
 MODEL_CHOICES = {
     "seq2seq": {"attention": (*ATTENTIONS, None), "cell": (*RNNS,), "order": ORDERS, "context": CONTEXTS},
     "transformer": {"position": (*POSITIONS, None), "normalization": (*NORMALIZATIONS,)},
+    "language_model": {"position": (*LANGUAGE_MODEL_POSITIONS, None), "normalization": (*NORMALIZATIONS,)},
 }
 SCHEDULES = ("constant", "cosine", "inverse_square_root", "noam")
-TOKENIZERS = ("characters", "words", "wordpiece", "bpe", "unigram")
+TOKENIZERS = ("characters", "bytes", "words", "wordpiece", "bpe", "unigram")
+LOSSLESS = ("characters", "bytes", "bpe", "unigram")
 SPLITS = ("words", "punctuation", "blanks")
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 MONITORS = ("val_loss", "val_token_accuracy", "val_perplexity", "val_exact_match", "val_bleu", "val_chrf")
@@ -42,10 +45,11 @@ MINIMUMS = {
     **dict.fromkeys(("seed", "training.warmup_steps", "training.patience", "training.samples"), 0),
     **dict.fromkeys(("data.examples", "data.held_out", "data.max_source_length", "data.max_target_length"), 1),
     **dict.fromkeys(("source_tokenizer.vocabulary_size", "target_tokenizer.vocabulary_size"), 1),
-    **dict.fromkeys(("model.embedding_width", "model.decoder_layers"), 1),
+    **dict.fromkeys(("model.embedding_width", "model.decoder_layers", "model.layers", "data.window"), 1),
     **dict.fromkeys(("model.encoder_layers", "training.doubly_stochastic"), 0),
     **dict.fromkeys(("training.epochs", "training.token_budget", "training.bucket_width", "training.average"), 1),
     **dict.fromkeys(("decoding.length_ratio", "decoding.length_offset", "training.r_drop"), 0),
+    **dict.fromkeys(("training.weight_decay", "training.final_learning_rate"), 0),
     "training.gradient_accumulation": 1,
     **dict.fromkeys(("model.width", "model.num_heads", "model.feed_forward_units", "model.num_key_value_heads"), 1),
     "model.units": 2,
@@ -60,6 +64,7 @@ SHARES += ("source_tokenizer.dropout", "target_tokenizer.dropout", "training.bet
 OPTIONAL = {
     **dict.fromkeys(("embedding_width", "max_source_length", "num_key_value_heads", "alignment_layer"), int | None),
     **dict.fromkeys(("attention", "position"), str | None),
+    "feed_forward_units": int | None,
 }
 NOT_IN_RECIPES = ("source_width", "source_embedding", "target_embedding")
 
@@ -69,11 +74,12 @@ class Data:
     """[data]: a built-in task, or files (`--data DIR`, or source and target)."""
 
     task: str | None = None  # a built-in task, drawn anew every epoch
-    examples: int = 20000  # drawn for an epoch
+    examples: int = 20000  # drawn for an epoch: pairs of a task, windows of a language model's text
+    window: int = 256  # of a language model: how many pieces in a row it is trained on
     held_out: int = 1000  # drawn for validation
     folder: str | None = None  # what --data sets: SPLIT.X and SPLIT.Y, or SPLIT.tsv
     pair: str | None = None  # X-Y, such as en-de
-    source: str | None = None  # two aligned files, one text a line; a source alone is a TSV
+    source: str | None = None  # two aligned files, one text a line; a source alone is a TSV, or a language model's text
     target: str | None = None
     val_source: str | None = None
     val_target: str | None = None
@@ -95,8 +101,8 @@ class Data:
 class Tokenizer:
     """[source_tokenizer] and [target_tokenizer]."""
 
-    kind: str = "characters"  # characters, words, wordpiece, bpe or unigram
-    vocabulary_size: int = 8000  # of all kinds but characters; at most, of words and wordpiece
+    kind: str = "characters"  # characters, bytes, words, wordpiece, bpe or unigram
+    vocabulary_size: int = 8000  # of all kinds but characters and bytes; at most, of words and wordpiece
     byte_fallback: bool = True  # characters: what is not in the vocabulary is read byte by byte
     split: str = "words"  # words: without punctuation; "punctuation": with it; "blanks": text that is tokenized already
     lower: bool = False  # words and wordpiece: whether texts are lowercased first
@@ -125,8 +131,10 @@ class Training:
     dtype: str = "float32"  # mixed_bfloat16 and mixed_float16 are for hardware that computes in 16 bits
     learning_rate: float = 0.001  # of noam: its factor
     schedule: str = "constant"
+    final_learning_rate: float = 0.0  # of cosine: where it ends
     warmup_steps: int = 0  # counted in batches
     beta_2: float = 0.999  # of Adam; the Transformer's paper takes 0.98
+    weight_decay: float = 0.0  # of AdamW, for matrices alone; 0.1 is usual for language models
     clipnorm: float | None = 1.0
     label_smoothing: float = 0.0
     r_drop: float = 0.0  # weight of R-Drop, which runs every pair twice; its paper translates with 5
@@ -196,6 +204,10 @@ def resolve(table, settings=(), where="the recipe"):
                 "[target_tokenizer] out."
             )
         recipe.target_tokenizer = recipe.source_tokenizer
+    if recipe.model["kind"] == "language_model":
+        if recipe.source_tokenizer not in (Tokenizer(), recipe.target_tokenizer):
+            raise InputError(f"{where}: a language model has one tokenizer: leave [source_tokenizer] out.")
+        recipe.source_tokenizer = recipe.target_tokenizer
     _check_choices(recipe, where)
     _check_ranges(recipe.to_dict(), where)
     return recipe
@@ -329,7 +341,8 @@ def _check_choices(recipe, where):
         if value not in known:
             names = ", ".join("none" if name is None else name for name in known)
             raise InputError(f"{where}: {key} must be one of {names}. Received: {value!r}")
-    {"seq2seq": _check_seq2seq, "transformer": _check_transformer}[recipe.model["kind"]](recipe, where)
+    checks = {"seq2seq": _check_seq2seq, "transformer": _check_transformer, "language_model": _check_language_model}
+    checks[recipe.model["kind"]](recipe, where)
     for side in ("source", "target"):
         tokenizer = getattr(recipe, f"{side}_tokenizer")
         if tokenizer.dropout and (tokenizer.kind != "bpe" or recipe.data.task):
@@ -397,6 +410,56 @@ def _check_transformer(recipe, where):
     model = recipe.model
     if model["encoder_layers"] < 1:
         raise InputError(f"{where}: model.encoder_layers must be at least 1. Received: {model['encoder_layers']}")
+    _check_heads(model, where)
+    if model["share_embeddings"] and not recipe.data.joint_vocabulary:
+        raise InputError(f"{where}: model.share_embeddings needs one vocabulary for both: data.joint_vocabulary=true.")
+    if model["alignment_layer"] is not None and model["alignment_layer"] >= model["decoder_layers"]:
+        raise InputError(
+            f"{where}: model.alignment_layer must be a layer of the decoder, 0 to {model['decoder_layers'] - 1}. "
+            f"Received: {model['alignment_layer']}"
+        )
+    longest = max(recipe.data.max_source_length, recipe.data.max_target_length + 1)
+    needed = -(-longest // recipe.training.bucket_width) * recipe.training.bucket_width
+    if model["position"] == "learned" and model["max_length"] < needed:
+        raise InputError(
+            f"{where}: model.position=learned needs model.max_length of at least {needed}, the longest text of "
+            f"[data] rounded up to a multiple of training.bucket_width. Received: {model['max_length']}"
+        )
+
+
+def _check_language_model(recipe, where):
+    """What fits together in the recipe of a language model."""
+    data, model = recipe.data, recipe.model
+    _check_heads(model, where)
+    if model["position"] == "learned" and model["max_length"] < data.window:
+        raise InputError(
+            f"{where}: model.position=learned needs model.max_length of at least data.window, {data.window}. Received: "
+            f"{model['max_length']}"
+        )
+    if model["alignment_layer"] is not None and model["alignment_layer"] >= model["layers"]:
+        raise InputError(
+            f"{where}: model.alignment_layer must be a layer, 0 to {model['layers'] - 1}. Received: "
+            f"{model['alignment_layer']}"
+        )
+    if recipe.target_tokenizer.kind not in LOSSLESS:
+        raise InputError(
+            f"{where}: a language model goes on with a text as it stands: target_tokenizer.kind must be one of "
+            f"{', '.join(LOSSLESS)}. Received: {recipe.target_tokenizer.kind}"
+        )
+    if recipe.training.monitor not in ("val_loss", "val_perplexity", "val_token_accuracy"):
+        raise InputError(
+            f"{where}: training.monitor of a language model must be val_loss, val_perplexity or val_token_accuracy. "
+            f"Received: {recipe.training.monitor}"
+        )
+    for key, given in (("data.task", data.task), ("data.images", data.images), ("data.target", data.target)):
+        if given:
+            raise InputError(f"{where}: a language model reads one text; {key}={given} is for pairs: set it to none.")
+    if recipe.training.r_drop or recipe.target_tokenizer.dropout:
+        raise InputError(f"{where}: training.r_drop and target_tokenizer.dropout are for pairs: leave them out.")
+
+
+def _check_heads(model, where):
+    """What fits together in the layers of Transformers."""
     if model["width"] % model["num_heads"]:
         raise InputError(
             f"{where}: model.width must be a multiple of model.num_heads. Received: {model['width']} and "
@@ -407,22 +470,8 @@ def _check_transformer(recipe, where):
             f"{where}: model.num_heads must be a multiple of model.num_key_value_heads. Received: "
             f"{model['num_heads']} and {model['num_key_value_heads']}"
         )
-    if model["share_embeddings"] and not recipe.data.joint_vocabulary:
-        raise InputError(f"{where}: model.share_embeddings needs one vocabulary for both: data.joint_vocabulary=true.")
-    if model["alignment_layer"] is not None and model["alignment_layer"] >= model["decoder_layers"]:
-        raise InputError(
-            f"{where}: model.alignment_layer must be a layer of the decoder, 0 to {model['decoder_layers'] - 1}. "
-            f"Received: {model['alignment_layer']}"
-        )
     if model["position"] == "rotary" and model["width"] // model["num_heads"] % 2:
         raise InputError(f"{where}: model.position=rotary needs heads of even width, model.width / model.num_heads.")
-    longest = max(recipe.data.max_source_length, recipe.data.max_target_length + 1)
-    needed = -(-longest // recipe.training.bucket_width) * recipe.training.bucket_width
-    if model["position"] == "learned" and model["max_length"] < needed:
-        raise InputError(
-            f"{where}: model.position=learned needs model.max_length of at least {needed}, the longest text of "
-            f"[data] rounded up to a multiple of training.bucket_width. Received: {model['max_length']}"
-        )
     try:
         keras.activations.get(model["activation"])
     except ValueError:

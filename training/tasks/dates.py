@@ -331,6 +331,7 @@ def _patterns(name):
     locale = _babel_locale(name)
     skeletons = [p for key, p in locale.datetime_skeletons.items() if set("yd") <= set(key) <= set("yMEd")]
     cldr = [p.pattern for p in [*locale.date_formats.values(), *skeletons]]
+    cldr = [pattern for pattern in cldr if "ddd" not in pattern]  # ordinal days: Babel 2.19 writes 002 for them
     blanks = [p.replace("\u202f", " ") for p in cldr if "\u202f" in p]  # no keyboard has the narrow blank
     order, *separators = _NUMERIC[name]
     numeric = []

@@ -1,0 +1,123 @@
+"""A language model's answer piece by piece, as it is written."""
+
+import keras
+import numpy as np
+
+from .decoding import draw, uniform_numbers
+from .repetition import Repetition
+from .tokenizers import END, PAD, START
+
+BUCKET = 64  # prompts and caches are rounded up to multiples of this, so that few shapes are traced
+
+
+def stream(pipeline, ids, max_length, seed, temperature, top_k, top_p):
+    """Yields strings (tokens, without a tokenizer), which together are the answer that `sample` draws for row 0.
+
+    Where a context is full, it goes on from its last half.
+
+    Args:
+        pipeline: a Pipeline of a language model.
+        ids: the prompt, a list.
+        max_length: tokens at most.
+        seed, temperature, top_k, top_p: as `Pipeline.sampling` gives them.
+    """
+    uniforms = uniform_numbers(seed, 1, max_length).numpy()
+    begin, step = _traced(pipeline)
+    longest = pipeline.model.max_source_length
+    written, text = [], _Text(pipeline, ids)
+    while len(written) < max_length:
+        whole = [*ids, *written] or [START]
+        read = whole if not written else whole[-max(1, longest // 2) :]
+        room = max_length - len(written) if longest is None else min(max_length - len(written), longest - len(read) + 1)
+        size = _multiple(room)
+        tokens, memory, state = begin(_row(read), size)
+        history = _repetition(pipeline, whole).start(1, size)
+        prompt = _row(whole)
+        for position in range(room):
+            uniform = uniforms[:, len(written)]
+            tokens, state, history = step(
+                tokens, np.int32(position), memory, state, history, prompt, uniform, temperature, top_k, top_p
+            )
+            token = int(tokens[0])
+            if token == END:
+                yield from text.rest()
+                return
+            written.append(token)
+            yield from text.more(token)
+    yield from text.rest()
+
+
+def _traced(pipeline):
+    """(begin, step) of a pipeline, traced once for all streams."""
+    import tensorflow as tf
+
+    if "stream" in pipeline._functions:
+        return pipeline._functions["stream"]
+    model = pipeline.model
+
+    def begin(source, size):
+        memory = model.encode({"source": source})
+        return (*model.initial_state(memory, size), memory)
+
+    def step(tokens, position, memory, state, history, prompt, uniform, temperature, top_k, top_p):
+        logits, state, _ = model.step(tokens, position, memory, state)
+        logits = keras.ops.cast(logits, "float32")
+        repetition = _repetition(pipeline, prompt)
+        tokens = draw(repetition(logits, history, position), uniform, temperature, top_k, top_p)
+        return tokens, state, repetition.write(history, position, tokens)
+
+    options = {"autograph": False, "reduce_retracing": True}
+    traced = tf.function(begin, **options), tf.function(step, **options)
+
+    def ordered(source, size):
+        tokens, state, memory = traced[0](source, np.int32(size))
+        return tokens, memory, state
+
+    pipeline._functions["stream"] = ordered, traced[1]
+    return pipeline._functions["stream"]
+
+
+def _repetition(pipeline, prompt):
+    options = pipeline.options
+    prompt = _row(prompt) if isinstance(prompt, list) else prompt
+    return Repetition(options.repetition_penalty, options.no_repeat_ngram_size, prompt)
+
+
+def _row(ids):
+    """Ids as a batch of one row, int32 [1, S], S a multiple of BUCKET."""
+    row = np.full((1, _multiple(len(ids))), PAD, "int32")
+    row[0, : len(ids)] = ids
+    return row
+
+
+def _multiple(length):
+    return -(-length // BUCKET) * BUCKET
+
+
+class _Text:
+    """Tokens as they come, as text; what may still change is held back: the bytes of half a character, and a sign that
+    the tokenizer has escaped."""
+
+    def __init__(self, pipeline, ids):
+        self.tokenizer = pipeline.target_tokenizer
+        self.ids = list(ids)
+        self.sent = self._whole()
+
+    def more(self, token):
+        """Yields what the token adds."""
+        self.ids.append(token)
+        if self.tokenizer is None:
+            yield token
+        elif added := self._whole()[len(self.sent) :].rstrip("\ufffd\x10"):
+            self.sent += added
+            yield added
+
+    def rest(self):
+        """Yields what was held back, at the end."""
+        if self.tokenizer is not None and (added := self._whole()[len(self.sent) :]):
+            yield added
+
+    def _whole(self):
+        if self.tokenizer is None or not self.ids:
+            return ""
+        return self.tokenizer.detokenize(np.array([self.ids], "int32")).numpy()[0].decode("utf-8")
