@@ -198,6 +198,12 @@ class _Cut(NamedTuple):
         return x if self.is_exact() else x[:, : self.length]
 
 
+def _block(blocks, i):
+    """Block i of blocks [I, ...]; TensorFlow slices without a copy."""
+    shape = ops.shape(blocks)
+    return ops.squeeze(ops.slice(blocks, (i, *[0] * (len(shape) - 1)), (1, *shape[1:])), axis=0)
+
+
 class _Mask(NamedTuple):
     """Who may attend to whom, one block at a time."""
 
@@ -353,7 +359,7 @@ class _Grid(NamedTuple):
 
     def query(self, blocks, i):
         """Block i of the queries, scaled: [B, G, R * P, K]."""
-        return at_least_float32(ops.take(blocks, i, axis=0)) * self.scale
+        return at_least_float32(_block(blocks, i)) * self.scale
 
     def scores(self, i, j, query, key, bias):
         """Scores [B, G, R * P, Q] of a block, the lowest number where nothing may be attended."""
@@ -411,7 +417,7 @@ def _forward_row(grid, i, query, key, value, bias):
     first, end = grid.mask.columns_for(i)
 
     def advance(j, context, normalizer):
-        k, v = (at_least_float32(ops.take(x, j, axis=0)) for x in (key, value))
+        k, v = (at_least_float32(_block(x, j)) for x in (key, value))
         weights, new = _softmax(grid.scores(i, j, query, k, bias))
         share = ops.sigmoid(new - normalizer)  # of this block
         context = context * (1 - share) + ops.matmul(weights, v) * share
@@ -435,7 +441,7 @@ def _backward(grid, upstream, context, normalizer, query, key, value, bias=None)
     """Gradients by query, key, value and, where there is one, bias."""
 
     def advance(i, by_query, *others):
-        row = [ops.take(x, i, axis=0) for x in (upstream, context, normalizer)]
+        row = [_block(x, i) for x in (upstream, context, normalizer)]
         found, *others = _backward_row(grid, i, row, others, grid.query(query, i), key, value, bias)
         by_query = ops.scatter_update(by_query, [[i]], found[None] * grid.scale)
         return _after(i + 1, by_query), by_query, *others
@@ -455,7 +461,7 @@ def _backward_row(grid, i, row, buffers, query, key, value, bias):
     first, end = grid.mask.columns_for(i)
 
     def advance(j, by_query, by_key, by_value, *by_bias):
-        k, v = (at_least_float32(ops.take(x, j, axis=0)) for x in (key, value))
+        k, v = (at_least_float32(_block(x, j)) for x in (key, value))
         weights = ops.exp(grid.scores(i, j, query, k, bias) - normalizer)
         by_scores = weights * (ops.einsum("bgiv,bgjv->bgij", upstream, v) - mean)
         by_query = by_query + ops.matmul(by_scores, k)

@@ -150,7 +150,7 @@ class Windows:
 
     >>> windows = Windows(np.arange(4, 9, dtype="int32"), np.array([0, 3]), width=3, begins=np.array([False, True]))
     >>> [part.tolist() for part in windows.targets([0, 1], width=3)]
-    [[[4, 5, 6], [2, 7, 8]], [[5, 6, 7], [7, 8, 0]]]
+    [[[4, 5, 6], [2, 7, 0]], [[5, 6, 7], [7, 8, 0]]]
     """
 
     unit = "tokens"

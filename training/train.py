@@ -138,7 +138,7 @@ def _structure(model):
 
     Vocabularies may grow; their sizes and the longest lengths are compared with the weights themselves.
     """
-    settings = ("name", "trainable", "dtype", "source_vocabulary", "target_vocabulary")
+    settings = ("name", "trainable", "dtype", "vocabulary", "source_vocabulary", "target_vocabulary")
     settings += ("max_source_length", "max_length", "alignment_layer")
     config = {"model": type(model).__name__, **model.get_config()}
     return {
