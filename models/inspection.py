@@ -13,7 +13,7 @@ class AttentionScores:
     """The weights of every layer and head for one input and what was written for it.
 
     Attributes:
-        encoder: [layers, H, S, S], of the source's pieces to each other; None of a language model.
+        encoder: [layers, H, S, S], of the source's pieces to each other; None where there is no encoder.
         decoder: [layers, H, T, T], row t of the piece written at t, column 0 of START, column t of piece t - 1; of a
             language model [layers, H, S + T, S + T], a row and a column for each piece of prompt and answer.
         cross: [layers, H, T, S], of the written pieces to the source's; None of a language model.
@@ -88,7 +88,7 @@ def attention_scores(pipeline, source, target=None, beam_width=None, max_length=
             f"A {type(pipeline.model).__name__} has one alignment, Result.attention, and no layers and heads: expected "
             "the pipeline of a Transformer."
         )
-    stacked = {kind: _stacked(layers) for kind, layers in weights.items()}
+    stacked = {kind: _stacked(layers) if layers else None for kind, layers in weights.items()}
     return AttentionScores(**stacked, source_pieces=source_pieces, target_pieces=target_pieces)
 
 

@@ -42,7 +42,8 @@ class Transformer(TokenModel):
         width: D, of embeddings and all layers.
         num_heads: H; each is D / H wide.
         feed_forward_units: width of the feed-forward networks' hidden layer.
-        encoder_layers, decoder_layers: number of blocks.
+        encoder_layers, decoder_layers: number of blocks; without an encoder's the decoder attends to the embeddings
+            (or to the features, D wide) themselves.
         dropout: share dropped of the embeddings and of each sublayer's output in training.
         attention_dropout, activation_dropout, activation, gated, normalization, normalize_first, num_key_value_heads,
             use_bias: of the blocks, see `TransformerEncoderBlock`. Pre-norm stacks end with one more normalization.
@@ -107,9 +108,10 @@ class Transformer(TokenModel):
     ):
         super().__init__(**kwargs)
         _check_arguments(position, source_vocabulary, target_vocabulary, share_embeddings)
-        if min(encoder_layers, decoder_layers) < 1:
+        if encoder_layers < 0 or decoder_layers < 1:
             raise ValueError(
-                f"Transformer expects at least 1 layer on each side. Received: {encoder_layers=}, {decoder_layers=}"
+                "Transformer expects at least 1 decoder layer, and 0 or more of the encoder. Received: "
+                f"{encoder_layers=}, {decoder_layers=}"
             )
         if share_embeddings and source_embedding is not None:
             raise ValueError("Transformer expects share_embeddings or a source_embedding. Received: both")

@@ -9,7 +9,15 @@ import pytest
 from helpers import randomize, run_python, to_numpy
 from keras import ops
 
-from keras_attention.models import CharacterTokenizer, ImageCaptioner, Pipeline, Seq2Seq, Transformer, beam_search
+from keras_attention.models import (
+    CharacterTokenizer,
+    ImageCaptioner,
+    Pipeline,
+    Seq2Seq,
+    Transformer,
+    backbones,
+    beam_search,
+)
 from keras_attention.models.backbones import make_backbone
 from keras_attention.models.tokenizers import START
 from keras_attention.training.losses import MaskedCrossEntropy
@@ -259,12 +267,41 @@ def test_backbones_by_name_scale_give_a_grid_and_freeze(tmp_path):
     again = make_backbone("MobileNet", (64, 64), weights=str(tmp_path / "network.weights.h5"), alpha=0.25)
     np.testing.assert_allclose(to_numpy(again(image)), to_numpy(network(image / 127.5 - 1)), atol=1e-5)
     assert make_backbone("MobileNet", (64, 64), layer="conv_pw_11_relu", alpha=0.25).output_shape == (None, 4, 4, 128)
+    again.save(tmp_path / "own.keras")
+    own = make_backbone(str(tmp_path / "own.keras"), (64, 64), trainable=False)
+    assert not own.trainable_weights
+    np.testing.assert_allclose(to_numpy(own(image)), to_numpy(again(image)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("VGG19", "vgg19"),
+        ("ResNet50", "resnet50"),
+        ("ResNet101V2", "resnet_v2"),
+        ("DenseNet121", "densenet"),
+        ("MobileNetV2", "mobilenet_v2"),
+        ("MobileNetV3Small", "mobilenet_v3"),
+        ("EfficientNetV2B0", "efficientnet_v2"),
+        ("ConvNeXtTiny", "convnext"),
+        ("InceptionV3", "inception_v3"),
+        ("NASNetMobile", "nasnet"),
+    ],
+)
+def test_every_family_reads_images_as_it_was_trained_to(name, module):
+    images = np.random.default_rng(0).uniform(0, 255, (2, 3, 4, 3)).astype("float32")
+    expected = getattr(keras.applications, module).preprocess_input(images.copy())
+    kind = backbones._FAMILIES[backbones._family(name)]
+    found = images if kind is None else to_numpy(backbones.ImageScaling(kind)(images))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "VGG16"}, "backbone.name must be one of small, .*MobileNet.*Received: 'VGG16'"),
+        ({"name": "RegNet"}, "backbone.name must be one of small, .*MobileNet.*Received: 'RegNet'"),
+        ({"name": "nowhere.keras"}, "The backbone nowhere.keras cannot be loaded"),
+        ({"name": "own.keras", "alpha": 0.5}, "own.keras has its own weights: .*alpha=0.5"),
         ({"name": "MobileNet", "weights": "nowhere.h5"}, "a file of MobileNet.s weights. Received: nowhere.h5"),
         (
             {"name": "MobileNet", "alpha": 0.3, "weights": None, "layer": "conv"},

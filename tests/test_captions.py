@@ -163,6 +163,21 @@ def test_a_captioner_trains_on_files(data, tmp_path, trainable):
     )
     assert result.exit_code == 0, result.output
     assert call("predict", tmp_path / "run", data / "images" / "25.png").exit_code == 0
+    if trainable:
+        return
+    # The backbone is tuned from there.
+    kept = json.loads((tmp_path / "run" / "target.tokenizer.json").read_text())
+    tuned = [part for each in (*SMALL, "training.learning_rate=1e-9") for part in ("--set", each)]
+    tuned += ["--init", tmp_path / "run", "--out", tmp_path / "tuned"]
+    result = call("train", "flickr8k", "--data", data, *tuned, "--set", "backbone.trainable=true")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "tuned" / "target.tokenizer.json").read_text()) == kept
+    one, two = (keras.saving.load_model(tmp_path / name / "model.keras") for name in ("run", "tuned"))
+    assert not one.backbone.trainable and two.backbone.trainable
+    for ours, theirs in zip(two.decoder.weights, one.decoder.weights, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-4)
+    result = call("train", "flickr8k", "--data", data, "--init", "dates", "--out", tmp_path / "wrong")
+    assert result.exit_code == 2 and "the run of --init reads text" in result.output
 
 
 def test_images_that_cannot_be_used_are_named(data, tmp_path):
@@ -194,7 +209,7 @@ def test_images_that_cannot_be_used_are_named(data, tmp_path):
         (["data.image_size=[32]"], r"data.image_size must be \[height, width\]"),
         (["data.unreadable=ignore"], "data.unreadable must be one of stop, skip"),
         (["training.monitor=val_bleu"], "training.monitor=val_bleu is not for these data: set val_bleu_4 or val_cider"),
-        (["backbone.name=VGG16", "backbone.trainable=true"], "backbone.name must be one of small"),
+        (["backbone.name=RegNet", "backbone.trainable=true"], "backbone.name must be one of small"),
         (["backbone.name=MobileNet"], "A frozen MobileNet needs its weights"),
     ],
 )

@@ -51,6 +51,7 @@ TRANSFORMERS = {
     },
     "transformer, relative": {"position": "relative", "decoder_layers": 1, "tie_embeddings": False},
     "transformer, alibi": {"position": "alibi", "normalize_first": True, "alignment_layer": 1, "decoder_layers": 3},
+    "transformer, features, no encoder": {"source_vocabulary": None, "source_width": F, "encoder_layers": 0},
     "transformer, features": {"source_vocabulary": None, "source_width": F, "position": None},
 }
 CONFIGURATIONS |= TRANSFORMERS

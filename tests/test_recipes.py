@@ -313,7 +313,6 @@ def test_location_needs_room_for_the_longest_source():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["model.kind=transformer", "model.encoder_layers=0"], "model.encoder_layers must be at least 1. Received: 0"),
         (["model.attention=none", "model.context_gate=true"], "model.context_gate needs attention"),
         (["model.attention=none", "training.doubly_stochastic=1.0"], "training.doubly_stochastic needs attention"),
         (["backbone.alpha=0"], "backbone.alpha must be above 0"),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,6 +232,18 @@ def keep_grids(model, images, folder, mirror=False, progress=iter):
         atomic_write(done, lambda temporary, reached=reached: temporary.write_text(json.dumps({"images": reached})))
     del array
     return np.load(path, mmap_mode="r")
+
+
+def shown(what):
+    """A function that gives pieces of work back one by one, and shows on standard output how far it is."""
+
+    def progress(chunks):
+        bar = keras.utils.Progbar(len(chunks), unit_name=f"pieces of {what}", verbose=1 if sys.stdout.isatty() else 2)
+        for number, chunk in enumerate(chunks, start=1):
+            yield chunk
+            bar.update(number)
+
+    return progress
 
 
 def _key(model, images, mirror):

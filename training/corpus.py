@@ -20,7 +20,7 @@ from keras_attention.models.tokenizers import (
 from keras_attention.models.words import WordPieceTokenizer, WordTokenizer
 
 from .batching import Batches, GridSequences, ImageSequences, TokenSequences, filter_lengths
-from .captions import find_captions, find_unreadable, keep_grids, keep_images, read_captions, split_by_image
+from .captions import find_captions, find_unreadable, keep_grids, keep_images, read_captions, shown, split_by_image
 from .datasets import (
     Pairs,
     find_pairs,
@@ -199,18 +199,20 @@ def _from_text(recipe, folder, begin_with):
 
 def _from_captions(recipe, folder, begin_with):
     """Images are kept as arrays, once; captions are read and tokenized in a second or two, every time."""
-    if begin_with is not None:
+    if begin_with is not None and begin_with[0] is not None:
         raise InputError("data.images gives images as sources, and the run of --init reads text.")
+    if begin_with is not None:
+        _check_tokenizers(recipe, begin_with)
     images_folder, found, notes = _find_captions(recipe)
     tokenizers = _load_tokenizers(folder, no_text=True)
     if tokenizers is None:
-        tokenizers = _learn(recipe, [], found["train"].texts, no_text=True)
+        tokenizers = begin_with or _learn(recipe, [], found["train"].texts, no_text=True)
     _save_tokenizers(tokenizers, folder)
     (folder / "tokens").mkdir(parents=True, exist_ok=True)
     sides = {}
     for name, captions in found.items():
         path = folder / "tokens" / f"{name}.images.npy"
-        images = keep_images(images_folder, captions.images, recipe.data.image_size, path)
+        images = keep_images(images_folder, captions.images, recipe.data.image_size, path, shown("images"))
         tokens = ImageSequences(images, captions.shown), tokenize_lines(captions.texts, tokenizers[1])
         sides[name] = _within(recipe, tokens, name, notes)
     val = found["val"]
@@ -273,7 +275,7 @@ def with_grids(corpus, model, recipe, folder):
 
     def grids(pairs, mirror):
         source, target = pairs
-        kept = keep_grids(model, source.images, folder, mirror)
+        kept = keep_grids(model, source.images, folder, mirror, shown("grids"))
         return GridSequences(kept, source.shown, np.zeros(len(target), "int64")), target
 
     train = grids(corpus.train.args[0] if mirror else corpus.train, mirror)
@@ -442,6 +444,8 @@ def _extend(recipe, tokenizers, texts, notes):
 def _check_tokenizers(recipe, tokenizers):
     """Refuses the tokenizers of another run where the recipe asks for another kind, or another way to read."""
     for side, tokenizer in zip(SIDES, tokenizers or (), strict=False):
+        if tokenizer is None:  # of images
+            continue
         options = getattr(recipe, f"{side}_tokenizer")
         kind = options.kind
         if not isinstance(tokenizer, KINDS[kind]):

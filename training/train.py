@@ -104,8 +104,12 @@ def _set_up(recipe, out):
     start = None
     if recipe.init and not any((out / "checkpoints").glob("epoch-*.npz")):
         start = Pipeline.load(recipe.init)
-        if start.source_tokenizer is None or start.target_tokenizer is None:
-            raise InputError(f"{recipe.init} has no tokenizers: a recipe's training can begin with text models only.")
+        images = bool(recipe.data.images) and isinstance(start.model, ImageCaptioner)
+        if start.target_tokenizer is None or start.source_tokenizer is None and not images:
+            raise InputError(
+                f"{recipe.init} lacks a tokenizer: a recipe's training can begin with models of texts, and with "
+                "captioners where the recipe has data.images."
+            )
     corpus = prepare(recipe, out, start and (start.source_tokenizer, start.target_tokenizer))
     model = build_model(recipe, corpus)
     if start:
@@ -176,7 +180,8 @@ def build_model(recipe, corpus):
 def _captioner(recipe, corpus, options):
     """The recipe's backbone, and its model, with these options, as the decoder of what it sees."""
     chosen = recipe.backbone
-    if not (chosen.trainable or chosen.weights or chosen.name == "small"):
+    own = chosen.name == "small" or chosen.name.endswith(".keras")
+    if not (chosen.trainable or chosen.weights or own):
         raise InputError(
             f"A frozen {chosen.name} needs its weights: --set backbone.weights=FILE.h5, or --set "
             "backbone.trainable=true."

@@ -408,8 +408,6 @@ def _check_seq2seq(recipe, where):
 def _check_transformer(recipe, where):
     """What fits together in [model] of a Transformer."""
     model = recipe.model
-    if model["encoder_layers"] < 1:
-        raise InputError(f"{where}: model.encoder_layers must be at least 1. Received: {model['encoder_layers']}")
     _check_heads(model, where)
     if model["share_embeddings"] and not recipe.data.joint_vocabulary:
         raise InputError(f"{where}: model.share_embeddings needs one vocabulary for both: data.joint_vocabulary=true.")
