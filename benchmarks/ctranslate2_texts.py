@@ -3,8 +3,8 @@
     python benchmarks/ctranslate2_texts.py RUN SOURCE [--beam 5]
 
 RUN is a run's folder, SOURCE a file of one text a line. Prints the share of texts that are equal, some that are not
-(with the score of each by its own rule), and the seconds of both decodes (ours as a plain graph and compiled by XLA, the
-second call). Both divide log-probabilities by length**alpha of the run; CTranslate2 counts END in the length, this
+(with the score of each by its own rule), and the seconds of both decodes (ours as a plain graph and compiled by XLA,
+the second call). Both divide log-probabilities by length**alpha of the run; CTranslate2 counts END in the length, this
 project does not.
 """
 

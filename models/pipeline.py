@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import zipfile
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from .repetition import Repetition
 from .tokenizers import load_tokenizer, save_tokenizer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
+_told = set()  # terms that were printed
 BUCKET = 16  # compiled decoding rounds lengths up to multiples of this, and batches to powers of two
 
 
@@ -472,12 +474,18 @@ class Pipeline:
     def load(cls, folder):
         """Loads what `save` or a training run wrote.
 
+        "terms" in pipeline.json, those of the data that weights were trained on, are printed once to standard error.
+
         Raises:
             FileNotFoundError: the folder holds no pipeline.
             ValueError: a file is truncated, or tokenizer and model do not belong together.
         """
         folder = Path(folder)
-        options = _read_json(folder / "pipeline.json").get("decoding", {})
+        stored = _read_json(folder / "pipeline.json")
+        options, terms = stored.get("decoding", {}), stored.get("terms")
+        if terms and terms not in _told:
+            _told.add(terms)
+            print(f"{folder.name}: {terms}", file=sys.stderr)
         tokenizers = []
         for name in ("source", "target"):
             path = folder / f"{name}.tokenizer.json"

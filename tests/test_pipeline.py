@@ -1,5 +1,7 @@
 """The Pipeline: what comes in, what comes out, however it is batched, padded or compiled."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers import randomize
@@ -180,3 +182,13 @@ def test_wrong_arguments_are_one_sentence(tmp_path, shipped):
             bare(rows)
     with pytest.raises(ValueError, match="at most 128 pieces. Received: input 0 has 300"):
         shipped([b"\xff" * 100])
+
+
+def test_the_terms_of_research_data_are_told_once(tmp_path, capsys):
+    pipeline = Pipeline(Seq2Seq(11, 13, units=8))
+    pipeline.save(tmp_path / "model")
+    path = tmp_path / "model" / "pipeline.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "terms": "For research alone."}))
+    for _ in range(2):
+        Pipeline.load(tmp_path / "model")
+    assert capsys.readouterr().err == "model: For research alone.\n"

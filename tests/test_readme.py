@@ -100,3 +100,12 @@ def test_the_seq2seq_sample_learns_saves_generates_and_exports(run, capsys):
     served = tf.saved_model.load("reverse/1").signatures["serving_default"]
     ids = served(tokens=tf.constant([[4, 5, 6, 7, 8, 9]]))["target_ids"].numpy()
     assert ids.tolist() == [[9, 8, 7, 6, 5, 4]]
+
+
+def test_the_sample_of_a_language_model(run, capsys):
+    names = run("language_model")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] in (" sat on the mat, the", ". the cat sat on the")  # both stand behind "the cat" in the text
+    parts = list(names["pipeline"].stream("the rat", temperature=0.8, max_length=40))
+    assert printed[-1] == "".join(parts) and len(printed[-1]) == 40
+    assert set(names["text"].split()) & set(printed[-1].split()) >= {"the"}

@@ -94,7 +94,7 @@ def trained(tmp_path_factory):
         return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
     run = tmp_path_factory.mktemp("runs") / "scenes"
-    small = ["data.examples=64", "data.held_out=16", "task.image_size=32", "training.epochs=1", "model.units=16"]
+    small = ["data.examples=64", "data.held_out=16", "task.image_size=32", "training.epochs=1", "model.width=16"]
     result = call("train", "scenes", "--out", run, *(part for each in small for part in ("--set", each)))
     assert result.exit_code == 0, result.output
     return call, run
