@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_attention import masks, recording
+from keras_attention.dropout import Dropout
 
 
 @keras.saving.register_keras_serializable(package="keras_attention")
@@ -58,7 +59,7 @@ class Attention(keras.layers.Layer):
         super().__init__(**kwargs)
         self.dropout = dropout
         self.seed = seed
-        self.dropout_layer = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy)
+        self.dropout_layer = Dropout(dropout, seed=seed, dtype=self.dtype_policy)
         self.supports_masking = True
 
     def score(self, query, key):

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_attention import masks
 from keras_attention.attention import describe_call, scores_dtype
+from keras_attention.dropout import Dropout
 from keras_attention.multi_head import MultiHeadAttention, padding_mask_of
 
 
@@ -111,7 +112,7 @@ class FeedForward(keras.layers.Layer):
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
-        self.dropout_layer = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy)
+        self.dropout_layer = Dropout(dropout, seed=seed, dtype=self.dtype_policy)
         self.supports_masking = True
 
     def _dense(self, units, name, activation=None):
@@ -206,7 +207,7 @@ class _Block(keras.layers.Layer):
         norm.build(shapes[0])
         setattr(self, name, layer)
         setattr(self, f"{name}_norm", norm)
-        dropout = keras.layers.Dropout(self.dropout, seed=self._next_seed(), dtype=self.dtype_policy)
+        dropout = Dropout(self.dropout, seed=self._next_seed(), dtype=self.dtype_policy)
         setattr(self, f"{name}_dropout", dropout)
 
     def _next_seed(self):

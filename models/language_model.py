@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_attention import ALiBi, PositionEmbedding, RelativeBias, RotaryEmbedding, TransformerDecoderBlock, cache
+from keras_attention.dropout import Dropout
 from keras_attention.transformer import normalization as normalization_layer
 
 from .token_model import TokenModel, check_input
@@ -132,7 +133,7 @@ class LanguageModel(TokenModel):
         self.final_norm = None
         if normalize_first:
             self.final_norm = normalization_layer(normalization, name="final_norm", **policy)
-        self.dropout_layer = keras.layers.Dropout(dropout, **policy)
+        self.dropout_layer = Dropout(dropout, **policy)
         if not tie_embeddings:
             self.output_layer = keras.layers.Dense(vocabulary, use_bias=False, name="output", **policy)
         self.build()

@@ -13,6 +13,7 @@ from keras_attention import (
     LocationAttention,
     ScaledDotProductAttention,
 )
+from keras_attention.dropout import Dropout
 from keras_attention.masks import let_masks_pass
 
 from .token_model import TokenModel, check_input, check_source_arguments, read_source
@@ -152,7 +153,7 @@ class Seq2Seq(TokenModel):
         )
         self.bridge = keras.layers.Dense(decoder.state_width, activation="tanh", name="bridge", **policy)
         self.decoder = decoder
-        self.dropout_layer = keras.layers.Dropout(dropout, **policy)
+        self.dropout_layer = Dropout(dropout, **policy)
         if not tie_embeddings:
             self.output_layer = keras.layers.Dense(target_vocabulary, name="output", **policy)
         self.build()

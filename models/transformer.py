@@ -13,6 +13,7 @@ from keras_attention import (
     TransformerEncoderBlock,
     cache,
 )
+from keras_attention.dropout import Dropout
 from keras_attention.masks import zero_masked
 from keras_attention.transformer import normalization as normalization_layer
 
@@ -155,7 +156,7 @@ class Transformer(TokenModel):
             self.encoder_norm, self.decoder_norm = (
                 normalization_layer(normalization, name=f"{side}_norm", **policy) for side in ("encoder", "decoder")
             )
-        self.dropout_layer = keras.layers.Dropout(dropout, **policy)
+        self.dropout_layer = Dropout(dropout, **policy)
         if not tie_embeddings:
             self.output_layer = keras.layers.Dense(target_vocabulary, use_bias=False, name="output", **policy)
         self.build()
