@@ -37,7 +37,8 @@ class Hypotheses(NamedTuple):
     Attributes:
         ids: [B, R, T] int32, without END, padded with PAD.
         lengths: [B, R] int32, number of pieces without END.
-        log_probabilities: [B, R], the model's own, END included; below -1e29 where there are fewer than R hypotheses.
+        log_probabilities: [B, R], the model's own, END included (in a beam search what a repetition_penalty leaves of
+            them); below -1e29 where there are fewer than R hypotheses.
         scores: [B, R], what they are ranked by.
         attention: [B, R, T, S], row t belongs to piece t; zero behind the last piece. None if the model has none.
     """

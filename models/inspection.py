@@ -74,7 +74,7 @@ def attention_scores(pipeline, source, target=None, beam_width=None, max_length=
     elif pipeline.target_tokenizer is None:
         ids, target_pieces = list(target), []
     else:
-        ids = pipeline.target_tokenizer.tokenize([target])[0].numpy().tolist()
+        ids = _target_ids(pipeline, source, target, len(source_pieces))
         target_pieces = [piece.decode() for piece in pipeline.target_tokenizer.pieces(np.array(ids, "int32")).numpy()]
     if not ids:
         raise ValueError(f"Nothing is written for {source!r}: there are no weights to look at.")
@@ -90,6 +90,13 @@ def attention_scores(pipeline, source, target=None, beam_width=None, max_length=
         )
     stacked = {kind: _stacked(layers) if layers else None for kind, layers in weights.items()}
     return AttentionScores(**stacked, source_pieces=source_pieces, target_pieces=target_pieces)
+
+
+def _target_ids(pipeline, source, target, length):
+    """The ids of a given answer; a language model's are cut as one text with the prompt, whose `length` pieces go."""
+    if not pipeline.continues or not source:
+        return pipeline.target_tokenizer.tokenize([target])[0].numpy().tolist()
+    return pipeline.target_tokenizer.tokenize([source + target])[0].numpy()[length:].tolist()
 
 
 def _of_language_model(model, prompt, ids, prompt_pieces, pieces):

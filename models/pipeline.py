@@ -31,12 +31,13 @@ class Result:
     Attributes:
         text: the answer, of a language model what comes after the prompt; None without a target tokenizer.
         score: log_probability / length**length_penalty, plus the coverage penalty where there is one.
-        log_probability: the model's own, of these pieces and END.
+        log_probability: the model's own, of these pieces and END (see `beam_search` for repetition_penalty).
         source_pieces, target_pieces: what the model read and wrote, one label for each column and row of `attention`.
         attention: array [len(target_pieces), len(source_pieces)], or None if the model has no attention; a language
             model's has a column for each target piece behind those of the prompt.
         target_ids: the ids of the answer, without START and END.
-        alternatives: the next best answers, best first, where more than one was asked for.
+        alternatives: the next best answers, best first (drawn ones as they were drawn), where more than one was asked
+            for.
         attention_map: of an image's answer, `attention` as an array [len(target_pieces), h, w] over its grid.
         error: why there is no answer, in one sentence, where an image could not be read; text and ids are empty then.
     """
@@ -51,6 +52,13 @@ class Result:
     alternatives: list["Result"] = field(default_factory=list)
     attention_map: np.ndarray | None = None
     error: str | None = None
+
+    @property
+    def column_pieces(self):
+        """Labels of the columns of `attention`: source pieces, of a language model the target's too; [] of features."""
+        both = [*self.source_pieces, *self.target_pieces]
+        continued = self.source_pieces and self.attention is not None and self.attention.shape[1] == len(both)
+        return both if continued else self.source_pieces
 
 
 @dataclass(frozen=True)
@@ -247,6 +255,8 @@ class Pipeline:
         top_k = options.top_k if top_k is None else top_k
         top_p = options.top_p if top_p is None else top_p
         check_sampling(temperature, top_k, top_p)
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"Pipeline expects a seed from 0 to {2**31 - 1}. Received: {seed=}")
         return {"seed": seed, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 1.0}
 
     def _longest(self, max_length):
@@ -369,7 +379,7 @@ class Pipeline:
         import tensorflow as tf
 
         if self.continues:
-            context = self.options.max_source_length if self.model.max_source_length is not None else 2**31 - 2
+            context = self.model.max_source_length or 2**31 - 2
             return tf.minimum(max_length, context - lengths + 1)
         limits = tf.math.ceil(self.options.length_ratio * tf.cast(lengths, tf.float32))
         limits = tf.minimum(tf.cast(limits, tf.int32) + self.options.length_offset, max_length)
@@ -437,6 +447,8 @@ class Pipeline:
         prompts = tf.repeat(x["source"], answers, axis=0)
         whole = self.target_tokenizer.detokenize(tf.concat([prompts, ids], axis=1))
         begins = tf.strings.length(self.target_tokenizer.detokenize(prompts))
+        # A prompt of ids may end inside of a character, which the answer completes.
+        begins = tf.minimum(begins, tf.strings.length(whole))
         return tf.strings.substr(whole, begins, tf.strings.length(whole))
 
     def check_inputs(self, inputs):

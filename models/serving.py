@@ -73,9 +73,9 @@ def _module(pipeline):
     ]
     longest = pipeline.options.max_length
     functions = {
-        "serving_default": _best(pipeline.trace(width, 1, weights=weights), longest),
-        "serving_xla": _best(pipeline.trace(width, 1, jit_compile=True, weights=weights), longest),
-        "serving_nbest": _all(pipeline.trace(width, width, weights=weights), longest),
+        "serving_default": _best(_limited(pipeline.trace(width, 1, weights=weights), longest)),
+        "serving_xla": _best(_limited(pipeline.trace(width, 1, jit_compile=True, weights=weights), longest)),
+        "serving_nbest": _all(_limited(pipeline.trace(width, width, weights=weights), longest)),
     }
     given = dict.fromkeys(functions, pipeline.signature())
     if pipeline.continues:
@@ -83,7 +83,7 @@ def _module(pipeline):
         del sampled["rows"]
         length = {"max_length": tf.TensorSpec([], tf.int32, "max_length")}
         given["serving_sampled"] = {**pipeline.signature(), **sampled, **length}
-        functions["serving_sampled"] = _drawn(pipeline.trace(1, 1, sampling=True, weights=weights))
+        functions["serving_sampled"] = _best(_numbered(pipeline.trace(1, 1, sampling=True, weights=weights)))
     signatures = {
         key: tf.function(call, autograph=False).get_concrete_function(**given[key]) for key, call in functions.items()
     }
@@ -137,12 +137,18 @@ def _is_same(variable, matrix):
     return alike and bool(tf.reduce_all(variable == matrix))
 
 
-def _best(answer, max_length=None):
-    """Outputs of the best hypothesis only."""
+def _limited(answer, max_length):
+    """`answer` with a greatest length of its own."""
     import tensorflow as tf
 
+    return lambda **inputs: answer(max_length=tf.constant(max_length), **inputs)
+
+
+def _best(answer):
+    """Outputs of the best hypothesis only."""
+
     def call(**inputs):
-        outputs = answer(**inputs) if max_length is None else answer(max_length=tf.constant(max_length), **inputs)
+        outputs = answer(**inputs)
         return {
             name: output if name in PER_SOURCE else output[:, 0]
             for name, output in outputs.items()
@@ -152,24 +158,19 @@ def _best(answer, max_length=None):
     return call
 
 
-def _all(answer, max_length):
-    import tensorflow as tf
-
+def _all(answer):
     def call(**inputs):
-        outputs = answer(max_length=tf.constant(max_length), **inputs)
-        return {name: output for name, output in outputs.items() if name not in INTERNAL}
+        return {name: output for name, output in answer(**inputs).items() if name not in INTERNAL}
 
     return call
 
 
-def _drawn(answer):
+def _numbered(answer):
     """What `answer` draws, the rows numbered as they stand."""
     import tensorflow as tf
 
-    best = _best(answer)
-
     def call(**inputs):
         rows = tf.range(tf.shape(inputs["text" if "text" in inputs else "tokens"])[0])
-        return best(rows=rows, **inputs)
+        return answer(rows=rows, **inputs)
 
     return call

@@ -7,6 +7,7 @@ from .decoding import draw, uniform_numbers
 from .repetition import Repetition
 from .tokenizers import END, PAD, START
 
+UNFINISHED = "\ufffd\x10"  # what the last character of a text may still change from
 BUCKET = 64  # prompts and caches are rounded up to multiples of this, so that few shapes are traced
 
 
@@ -30,7 +31,7 @@ def stream(pipeline, ids, max_length, seed, temperature, top_k, top_p):
         read = whole if not written else whole[-max(1, longest // 2) :]
         room = max_length - len(written) if longest is None else min(max_length - len(written), longest - len(read) + 1)
         size = _multiple(room)
-        tokens, memory, state = begin(_row(read), size)
+        tokens, memory, state = begin(_row(read), np.int32(size))
         history = _repetition(pipeline, whole).start(1, size)
         prompt = _row(whole)
         for position in range(room):
@@ -57,7 +58,8 @@ def _traced(pipeline):
 
     def begin(source, size):
         memory = model.encode({"source": source})
-        return (*model.initial_state(memory, size), memory)
+        tokens, state = model.initial_state(memory, size)
+        return tokens, memory, state
 
     def step(tokens, position, memory, state, history, prompt, uniform, temperature, top_k, top_p):
         logits, state, _ = model.step(tokens, position, memory, state)
@@ -67,13 +69,7 @@ def _traced(pipeline):
         return tokens, state, repetition.write(history, position, tokens)
 
     options = {"autograph": False, "reduce_retracing": True}
-    traced = tf.function(begin, **options), tf.function(step, **options)
-
-    def ordered(source, size):
-        tokens, state, memory = traced[0](source, np.int32(size))
-        return tokens, memory, state
-
-    pipeline._functions["stream"] = ordered, traced[1]
+    pipeline._functions["stream"] = tf.function(begin, **options), tf.function(step, **options)
     return pipeline._functions["stream"]
 
 
@@ -101,14 +97,14 @@ class _Text:
     def __init__(self, pipeline, ids):
         self.tokenizer = pipeline.target_tokenizer
         self.ids = list(ids)
-        self.sent = self._whole()
+        self.sent = self._whole().rstrip(UNFINISHED)
 
     def more(self, token):
         """Yields what the token adds."""
         self.ids.append(token)
         if self.tokenizer is None:
             yield token
-        elif added := self._whole()[len(self.sent) :].rstrip("\ufffd\x10"):
+        elif added := self._whole()[len(self.sent) :].rstrip(UNFINISHED):
             self.sent += added
             yield added
 

@@ -9,6 +9,8 @@ from keras import ops
 from keras_attention.models import LanguageModel, beam_search, greedy_search, sample, uniform_numbers
 from keras_attention.models.language_model import SIZES
 from keras_attention.models.tokenizers import START
+from keras_attention.training.losses import MaskedCrossEntropy
+from keras_attention.training.metrics import Perplexity, TokenAccuracy
 
 pytestmark = pytest.mark.backends
 V, L = 13, 7
@@ -141,6 +143,20 @@ def test_stock_keras_trains_it():
     assert history[-1] < 0.1 < 1.5 < history[0]
     written = greedy_search(model, model.encode({"source": np.array([[9, 10], [5, 0]])}), 5)
     np.testing.assert_array_equal(to_numpy(written.ids)[:, 0], [[11, 4, 5, 6, 7], [6, 7, 8, 9, 10]])
+
+
+def test_a_fit_without_logits_has_the_history_of_one_with_them():
+    ids = np.random.default_rng(1).integers(4, V, (24, L + 1))
+    ids[::3, 5:] = 0
+    stock = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    losses = []
+    for loss in (stock, MaskedCrossEntropy()):
+        model = make("alibi, post-norm", dropout=0.0)
+        model.compile(keras.optimizers.SGD(0.1), loss, metrics=[TokenAccuracy(), Perplexity()])
+        history = model.fit({"target": ids[:, :-1]}, ids[:, 1:], batch_size=8, epochs=2, shuffle=False, verbose=0)
+        losses.append(history.history)
+    for name in losses[0]:
+        np.testing.assert_allclose(losses[0][name], losses[1][name], rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(

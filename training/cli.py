@@ -67,7 +67,7 @@ def models(name):
 
 @main.command()
 @click.argument("recipe")
-@click.option("--data", type=click.Path(), help="Folder with SPLIT.X and SPLIT.Y, or SPLIT.tsv.")
+@click.option("--data", type=click.Path(), help="Folder with SPLIT.X and SPLIT.Y, SPLIT.tsv, or SPLIT.txt.")
 @click.option("--out", type=click.Path(), help="The run's folder; runs/RECIPE unless given, numbered if taken.")
 @click.option("--init", metavar="RUN", help="Begin with the weights and tokenizers of a run.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key, such as model.units=64.")
@@ -275,7 +275,8 @@ def predict(run, inputs, beam, nbest, temperature, top_k, top_p, seed, max_lengt
     pipeline = _load_reader(run)
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "max_length": max_length}
     ask = functools.partial(pipeline, beam_width=beam, num_return=nbest, **drawn)
-    streamed = pipeline.continues and beam is None and nbest == 1 and not (attention or as_json)
+    greedy = pipeline.options.beam_width == 1 or pipeline.sampling(beam, temperature, top_k, top_p, seed)
+    streamed = pipeline.continues and beam is None and greedy and nbest == 1 and not (attention or as_json)
     show = functools.partial(_print_results, ranked=nbest > 1, attention=attention, as_json=as_json)
     if pipeline.source_tokenizer is None:
         results = ask(_read_files(pipeline, inputs))
@@ -409,7 +410,7 @@ def _draw_positions(pipeline, given):
 
     from .plots import plot_positions
 
-    position = getattr(pipeline.model, "source_position", None)
+    position = getattr(pipeline.model, "source_position", getattr(pipeline.model, "added_position", None))
     if position is None:
         raise InputError(
             "--positions is for models that add positions to embeddings, sinusoidal or learned: this one does not."
@@ -561,9 +562,7 @@ def _as_dict(result):
 def shaded_table(result):
     """The alignment as text: a line for each target piece, a column for each source piece, darker is more."""
     steps = range(result.attention.shape[1])
-    pieces = [*result.source_pieces, *result.target_pieces]  # those of a language model
-    pieces = pieces if len(pieces) == len(steps) else result.source_pieces
-    columns = [_shown(piece) for piece in pieces] or [str(step % 10) for step in steps]  # of features
+    columns = [_shown(piece) for piece in result.column_pieces] or [str(step % 10) for step in steps]  # of features
     widths = [_width(column) for column in columns]
     labels = [_shown(piece) for piece in result.target_pieces]
     margin = max(map(_width, labels), default=0)

@@ -33,7 +33,7 @@ from .datasets import (
 )
 from .errors import InputError
 from .tasks import get_task
-from .texts import line_ends, read_texts, tokenize_text, windows
+from .texts import beginnings, line_ends, read_texts, tokenize_text, windows
 
 VOCABULARY_EXAMPLES = 100000  # of a task, to learn tokenizers from
 KINDS = {
@@ -76,6 +76,11 @@ class Corpus:
     source_width: int | None = None
     image_size: tuple | None = None
 
+    @property
+    def is_one_text(self):
+        """Whether there are no sources at all: a language model's text."""
+        return self.source_vocabulary is self.source_width is self.image_size is None
+
     def describe(self):
         """What the model reads and writes, in a few words."""
         if self.image_size is not None:
@@ -83,13 +88,15 @@ class Corpus:
             return f"images of {height} x {width} and a vocabulary of {self.target_vocabulary:,}"
         if self.source_width is not None:
             return f"{self.source_width} features a step and a vocabulary of {self.target_vocabulary:,}"
-        if self.source_vocabulary is None:
+        if self.is_one_text:
             return f"a text of {len(self.train.args[0]):,} pieces and a vocabulary of {self.target_vocabulary:,}"
         return f"vocabularies of {self.source_vocabulary:,} and {self.target_vocabulary:,}"
 
     def batches(self, training, seed):
         """(train, val) as `Batches`."""
         options = {"token_budget": training.token_budget, "bucket_width": training.bucket_width, "seed": seed}
+        if self.is_one_text:  # whose windows are alike
+            options["bucket_width"] = 1
         arrays, draw = ((), self.train) if callable(self.train) else (self.train, None)
         train = Batches(*arrays, draw=draw, **options, copies=2 if training.r_drop else 1)
         return train, Batches(*self.val, **options, shuffle=False)
@@ -170,13 +177,16 @@ def _from_text(recipe, folder, begin_with):
     stored = folder / "tokens"
     paths = [stored / f"{name}.target.ids.npy" for name in SPLITS]
     if not (stored / "corpus.json").exists() or not all(path.exists() for path in paths):
-        _check_tokenizers(recipe, begin_with)
+        given = begin_with and (None, begin_with[1])  # one for prompts and answers
+        _check_tokenizers(recipe, given)
         train, val, notes = read_texts(recipe)
         tokenizers = _load_tokenizers(folder)
-        if tokenizers is None and begin_with:
-            tokenizers = _extend(recipe, begin_with, ([train], [train]), notes)
+        if tokenizers is None and given:
+            tokenizers = _extend(recipe, given, ([], [train]), notes)[1:] * 2
         elif tokenizers is None:
-            tokenizers = (_learn_one("target_tokenizer", recipe.target_tokenizer, train.splitlines(keepends=True)),) * 2
+            characters = recipe.target_tokenizer.kind == "characters"  # the others learn lines
+            lines = [train] if characters else train.split("\n")
+            tokenizers = (_learn_one("target_tokenizer", recipe.target_tokenizer, lines),) * 2
         _save_tokenizers(tokenizers, folder)
         stored.mkdir(parents=True, exist_ok=True)
         for name, text in zip(SPLITS, (train, val), strict=True):
@@ -184,8 +194,7 @@ def _from_text(recipe, folder, begin_with):
         description = {
             "target_vocabulary": tokenizers[1].vocabulary_size,
             "line_ends": line_ends(tokenizers[1]),
-            "samples": [line for line in val.split("\n") if line.strip()][:10],
-            "characters": [len(train), len(val)],
+            "samples": beginnings(val, tokenizers[1], min(recipe.data.window // 2, recipe.decoding.max_source_length)),
             "notes": notes,
         }
         _write_description(stored, description)
@@ -427,7 +436,9 @@ def _extend(recipe, tokenizers, texts, notes):
     if recipe.data.joint_vocabulary:
         texts = ([*texts[0], *texts[1]],) * 2
     for side, tokenizer, lines in zip(SIDES, tokenizers, texts, strict=True):
-        if isinstance(tokenizer, CharacterTokenizer):
+        if tokenizer is None:
+            pass
+        elif isinstance(tokenizer, CharacterTokenizer):
             known, tokenizer = tokenizer.characters, tokenizer.extended(lines)
             if new := tokenizer.characters[len(known) :]:
                 shown = new if len(new) <= 40 else f"{new[:40]}… ({len(new)} in all)"

@@ -1,4 +1,4 @@
-"""Scores of trained models on two aligned files or one TSV."""
+"""Scores of trained models on two aligned files, one TSV, images with captions, or one text."""
 
 import json
 import time
@@ -111,7 +111,7 @@ def evaluate_text(pipeline, path, window, progress=iter):
     began, text = time.perf_counter(), read_text(path)
     ids = tokenize_text(text, pipeline.target_tokenizer)
     metrics = [TokenAccuracy(), Perplexity()]
-    for x, y in progress(Batches(*all_windows(ids, window), token_budget=16384, bucket_width=1, shuffle=False)):
+    for x, y in progress(Batches(*all_windows(ids, window), token_budget=4096, bucket_width=1, shuffle=False)):
         logits = pipeline.model(x, training=False)
         for metric in metrics:
             metric.update_state(y, logits)

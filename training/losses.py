@@ -70,7 +70,7 @@ class TokenStatistics(NamedTuple):
 
     Attributes:
         nll: [B, T], negative log-likelihoods without label smoothing, 0 at padding.
-        hits: [B, T], 1 where the target is the most probable token, else 0.
+        hits: [B, T], 1 where no token is more probable than the target, else 0.
         real: [B, T], 1 for a token, 0 for padding.
         weights: [B, T], `real` times the sample weights.
     """

@@ -13,9 +13,13 @@ from .losses import check_token_shapes, token_losses, token_weights
 
 
 def token_hits(y_true, logits):
-    """Which tokens are the most probable ones: booleans [B, T], False at padding."""
-    guesses = ops.cast(ops.argmax(logits, axis=-1), y_true.dtype)
-    return ops.logical_and(ops.equal(guesses, y_true), ops.not_equal(y_true, PAD))
+    """Where no token is more probable than the target: booleans [B, T], False at padding.
+
+    (Of equally probable ones, which are frequent in 16 bits, each counts: which of them is the first depends on the
+    backend.)
+    """
+    of_target = ops.take_along_axis(logits, y_true[..., None], axis=-1)[..., 0]
+    return ops.logical_and(of_target >= ops.max(logits, axis=-1), ops.not_equal(y_true, PAD))
 
 
 @keras.saving.register_keras_serializable(package="keras_attention")
@@ -50,7 +54,7 @@ class WeightedMean(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable(package="keras_attention")
 class TokenAccuracy(WeightedMean):
-    """The share of real target tokens that the model finds most probable, given the true tokens before them.
+    """The share of real target tokens than which no other is more probable, given the true tokens before them.
 
     Args:
         name: The metric's name in logs.
@@ -119,7 +123,7 @@ class Perplexity(WeightedMean):
 
 @keras.saving.register_keras_serializable(package="keras_attention")
 class ExactMatch(WeightedMean):
-    """The share of rows whose every real token is the most probable one.
+    """The share of rows whose every real token is a most probable one.
 
     By induction over the positions this is the share of rows that greedy decoding gets wholly right: as long
     as all earlier tokens are right, the true tokens fed here are those that greedy decoding would have fed

@@ -263,9 +263,7 @@ def source_labels(result):
     """What labels the columns of a Result's attention: its pieces (of a language model, those of the answer too); of
     features the number of every tenth step."""
     steps = range(result.attention.shape[1])
-    if len(result.source_pieces) + len(result.target_pieces) == len(steps):
-        return [*result.source_pieces, *result.target_pieces]
-    return result.source_pieces or ["" if step % 10 else str(step) for step in steps]
+    return result.column_pieces or ["" if step % 10 else str(step) for step in steps]
 
 
 def plot_history(history, title=None):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_attention.models.tokenizers import SentencePieceTokenizer
+from keras_attention.models.tokenizers import UNK, SentencePieceTokenizer
 
 from .batching import Windows
 from .datasets import OTHER_NAMES, read_lines
@@ -29,7 +29,7 @@ def read_texts(recipe):
     if data.source:
         paths = data.source, data.val_source
     elif data.folder:
-        paths = _find(Path(data.folder), "train"), _find(Path(data.folder), "val")
+        paths = _find(Path(data.folder), "train"), data.val_source or _find(Path(data.folder), "val")
     else:
         raise InputError(f"The recipe {recipe.name} needs a text: give --data DIR, or --set data.source=FILE.")
     train = read_text(paths[0])
@@ -60,7 +60,7 @@ def _find(folder, split):
             return folder / f"{name}.txt"
     if split != "train":
         return None
-    texts = sorted(folder.glob("*.txt"))
+    texts = sorted(path for path in folder.glob("*.txt") if path.stem not in ("val", "dev", "test"))
     if len(texts) != 1:
         found = ", ".join(path.name for path in texts) or "none"
         raise InputError(f"{folder} should hold train.txt, or one .txt alone; it has {found}. --set data.source=FILE")
@@ -84,6 +84,14 @@ def tokenize_text(text, tokenizer):
         parts = [text[start : start + CHUNK] for start in range(0, len(text), CHUNK)]
     ids = [tokenizer.tokenize(tf.constant([part])).values.numpy().astype("int32") for part in parts]
     return np.concatenate(ids)
+
+
+def beginnings(text, tokenizer, longest, count=10):
+    """The first lines of a text, cut to `longest` pieces, as prompts; those that the tokenizer cannot read are left
+    out."""
+    lines = [line for line in text.split("\n") if line.strip()][: 10 * count]
+    rows = [row.numpy()[: max(1, longest)] for row in tokenizer.tokenize(lines)] if lines else []
+    return [tokenizer.detokenize(row[None]).numpy()[0].decode() for row in rows if UNK not in row][:count]
 
 
 def line_ends(tokenizer):

@@ -143,8 +143,10 @@ def _structure(model):
     Vocabularies may grow; their sizes and the longest lengths are compared with the weights themselves.
     """
     settings = ("name", "trainable", "dtype", "vocabulary", "source_vocabulary", "target_vocabulary")
-    settings += ("max_source_length", "max_length", "alignment_layer")
+    settings += ("max_source_length", "max_length", "alignment_layer", "doubly_stochastic")
     config = {"model": type(model).__name__, **model.get_config()}
+    if isinstance(model, ImageCaptioner):
+        config |= {f"decoder.{name}": value for name, value in _structure(model.decoder).items()}
     return {
         name: value["class_name"] if isinstance(value, dict) and "class_name" in value else value
         for name, value in config.items()
@@ -207,8 +209,9 @@ def compile_model(model, recipe, batches):
         gradient_accumulation_steps=accumulated if accumulated > 1 else None,
         **average,
     )
-    if options.weight_decay:  # not of biases and normalizations
-        optimizer.exclude_from_weight_decay([weight for weight in model.trainable_variables if len(weight.shape) < 2])
+    if options.weight_decay:
+        kept = [w for w in model.trainable_variables if len(w.shape) < 2 or w.name in ("bias", "gamma", "beta")]
+        optimizer.exclude_from_weight_decay(kept)
     model.compile(
         optimizer=optimizer,
         loss=MaskedCrossEntropy(label_smoothing=options.label_smoothing, r_drop=options.r_drop),

@@ -449,9 +449,11 @@ def _check_language_model(recipe, where):
             f"{where}: training.monitor of a language model must be val_loss, val_perplexity or val_token_accuracy. "
             f"Received: {recipe.training.monitor}"
         )
-    for key, given in (("data.task", data.task), ("data.images", data.images), ("data.target", data.target)):
-        if given:
-            raise InputError(f"{where}: a language model reads one text; {key}={given} is for pairs: set it to none.")
+    for key in ("task", "images", "target", "val_target"):
+        if given := getattr(data, key):
+            raise InputError(
+                f"{where}: a language model reads one text; data.{key}={given} is for pairs: set it to none."
+            )
     if recipe.training.r_drop or recipe.target_tokenizer.dropout:
         raise InputError(f"{where}: training.r_drop and target_tokenizer.dropout are for pairs: leave them out.")
 
