@@ -265,8 +265,8 @@ class Pipeline:
         return self.options.max_length if max_length is None else max_length
 
     def function(self, beam_width=None, num_return=1, jit_compile=False, sampling=False):
-        """The traced function of what `signature` names (and `max_length`, and what `SAMPLING` names) -> dict of
-        tensors [B, R, ...] that everything else uses."""
+        """The traced function that everything else uses: of what `signature` names, `max_length`, and, where it samples,
+        what `sampling_signature` names -> dict of tensors [B, R, ...]."""
         key = (beam_width or self.options.beam_width, num_return, jit_compile, sampling)
         if key not in self._functions:
             self._functions[key] = self.trace(*key)
@@ -307,23 +307,13 @@ class Pipeline:
             with compiled():
                 return decode(*inputs)
 
-        drawn_specification = {name: SAMPLING()[name] for name in ("temperature", "top_k", "top_p")} if sampling else {}
-        decode_compiled = tf.function(
-            decode_faster,
-            [
-                self.inputs.source(),
-                tf.TensorSpec([None], tf.int32),
-                tf.TensorSpec([None, None], tf.float32),
-                drawn_specification,
-            ],
-            autograph=False,
-            jit_compile=True,
-        )
+        settings = sampling_signature() if sampling else {}
+        given = [self.inputs.source(), tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, None], tf.float32)]
+        given.append({name: settings[name] for name in ("temperature", "top_k", "top_p") if sampling})
+        decode_compiled = tf.function(decode_faster, given, autograph=False, jit_compile=True)
 
-        def answer(max_length, rows=None, seed=None, top_k=None, **inputs):
-            drawn = {name: inputs.pop(name) for name in ("temperature", "top_p") if name in inputs}
-            if sampling:
-                drawn = _checked(**drawn, top_k=top_k, max_length=max_length)
+        def answer(max_length, rows=None, seed=None, temperature=None, top_k=None, top_p=None, **inputs):
+            drawn = _checked(temperature, top_k, top_p, max_length) if sampling else {}
             with weights():  # an image goes through a backbone here; what is compiled has a context of its own
                 x, lengths = self.read(**inputs)
             limits = self.limits(lengths, max_length)
@@ -338,9 +328,7 @@ class Pipeline:
                 hypotheses = decode(x, limits, buffer(rows, tf.maximum(tf.reduce_max(limits), 1)), drawn)
             return self.write(x, lengths, hypotheses)
 
-        signature = {**self.signature(), "max_length": tf.TensorSpec([], tf.int32, "max_length")}
-        if sampling:
-            signature |= SAMPLING()
+        signature = {**self.signature(), "max_length": tf.TensorSpec([], tf.int32, "max_length"), **settings}
         return tf.function(answer, autograph=False).get_concrete_function(**signature)
 
     def signature(self):
@@ -539,7 +527,7 @@ def list_presets():
     return sorted(path.parent.name for path in PRETRAINED.glob("*/pipeline.json"))
 
 
-def SAMPLING():
+def sampling_signature():
     """What a function that samples takes beside its inputs, tensor specifications by name; top_k 0 keeps all."""
     import tensorflow as tf
 
@@ -566,7 +554,7 @@ def _checked(temperature, top_k, top_p, max_length):
 
 
 def _as_tensors(values):
-    """Python numbers as tensors of the dtypes that `SAMPLING` names."""
+    """Python numbers as tensors of the dtypes that `sampling_signature` names."""
     import tensorflow as tf
 
     kinds = {float: tf.float32, int: tf.int32}

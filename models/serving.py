@@ -22,7 +22,7 @@ from pathlib import Path
 
 import keras
 
-from .pipeline import SAMPLING
+from .pipeline import sampling_signature
 from .token_model import TokenModel
 
 PER_SOURCE = ("source_pieces",)
@@ -79,7 +79,7 @@ def _module(pipeline):
     }
     given = dict.fromkeys(functions, pipeline.signature())
     if pipeline.continues:
-        sampled = SAMPLING()
+        sampled = sampling_signature()
         del sampled["rows"]
         length = {"max_length": tf.TensorSpec([], tf.int32, "max_length")}
         given["serving_sampled"] = {**pipeline.signature(), **sampled, **length}
