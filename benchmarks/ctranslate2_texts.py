@@ -3,9 +3,8 @@
     python benchmarks/ctranslate2_texts.py RUN SOURCE [--beam 5]
 
 RUN is a run's folder, SOURCE a file of one text a line. Prints the share of texts that are equal, some that are not
-(with the score of each by its own rule), and the seconds of both decodes (ours as a plain graph and compiled by XLA,
-the second call). Both divide log-probabilities by length**alpha of the run; CTranslate2 counts END in the length, this
-project does not.
+(with both scores), all in float32, and the seconds of both decodes (ours as a plain graph and compiled by XLA, the
+second call).
 """
 
 import argparse
@@ -28,7 +27,7 @@ def main():
 
     from keras_attention.models import Pipeline
 
-    pipeline = Pipeline.load(options.run)
+    pipeline = in_float32(Pipeline.load(options.run))
     texts = Path(options.source).read_text(encoding="utf-8").splitlines()
     limits = pipeline.options
     ids = [row.numpy().tolist() for row in pipeline.source_tokenizer.tokenize(texts)]
@@ -64,6 +63,13 @@ def main():
     for row in differ[:10]:
         print(f"  {ours[row].text!r} ({ours[row].score:.4f})\n  {other[row]!r} ({theirs[row].scores[0]:.4f})")
     print(f"{len(texts) - len(differ)} of {len(texts)} texts are equal: {1 - len(differ) / len(texts):.4f}")
+
+
+def in_float32(pipeline):
+    """The pipeline of the same weights, computing in float32 whatever it was trained in."""
+    model = type(pipeline.model).from_config({**pipeline.model.get_config(), "dtype": "float32"})
+    model.set_weights(pipeline.model.get_weights())
+    return type(pipeline)(model, pipeline.source_tokenizer, pipeline.target_tokenizer, **vars(pipeline.options))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ All is written for a compiler, with keras.ops: buffers of a fixed size, while_lo
 code runs eagerly, as a plain graph and under XLA, on TensorFlow, JAX and PyTorch.
 
 Rules (those of CTranslate2): log-probabilities are the model's own; PAD and START are excluded after the log-softmax.
-A length counts pieces without END; `max_length` counts steps, so END needs one of them.
+The length that a score is divided by counts END, as `max_length` does; `Hypotheses.lengths` does not.
 """
 
 import math
@@ -67,7 +67,7 @@ def greedy_search(
         memory: what `model.encode` returned.
         max_length: T, number of steps at most (the size of the buffers).
         max_lengths: [B] steps at most for each row, or None for `max_length`.
-        length_penalty: alpha of the score, log-probability / length**alpha.
+        length_penalty: alpha of the score, log-probability / length**alpha, END counted.
         repetition_penalty, no_repeat_ngram_size, prompt: what must not come again, see `Repetition`; log-probabilities
             stay the model's own.
 
@@ -242,7 +242,7 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
     limits = ops.reshape(ops.repeat(limits, num_samples, axis=0), (count,))  # [N]
     attention = _attention_buffer(model, rooms, tokens, memory, state, count)
 
-    def advance(state, position, tokens, running, total, lengths, history, ids, attention):
+    def advance(state, position, tokens, running, total, lengths, steps, history, ids, attention):
         logits, state, weights = model.step(tokens, position, memory, state)
         logits = ops.cast(logits, "float32")
         tokens = choose(repetition(logits, history, position), position)
@@ -250,13 +250,13 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
         gained = ops.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - _normalizer(logits)
         total = ops.where(running, total + gained, total)
         goes_on = ops.logical_and(running, tokens != END)
-        lengths = lengths + ops.cast(goes_on, "int32")
+        lengths, steps = lengths + ops.cast(goes_on, "int32"), steps + ops.cast(running, "int32")
         ids = _write(ids, position, ops.where(goes_on, tokens, PAD))
         if weights is not None:
             weights = ops.where(goes_on[:, None], _widened(weights, attention), 0.0)
             attention = _write(attention, position, weights)
         running = ops.logical_and(goes_on, position + 1 < limits)
-        return state, position + 1, tokens, running, total, lengths, history, ids, attention
+        return state, position + 1, tokens, running, total, lengths, steps, history, ids, attention
 
     start = (
         ops.zeros((), dtype="int32"),
@@ -264,22 +264,23 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
         limits > 0,
         ops.zeros((count,), dtype="float32"),
         ops.zeros((count,), dtype="int32"),
+        ops.zeros((count,), dtype="int32"),
         repetition.start(count, max_length),
         ops.full((max_length, count), PAD, dtype="int32"),
         attention,
     )
-    *_, total, lengths, _, ids, attention = _loop(
+    *_, total, lengths, steps, _, ids, attention = _loop(
         model, rooms, lambda position, tokens, running, *_: ops.any(running), advance, state, *start
     )
 
-    total, lengths = (ops.reshape(x, (rows, num_samples)) for x in (total, lengths))
+    total, lengths, steps = (ops.reshape(x, (rows, num_samples)) for x in (total, lengths, steps))
     ids = ops.reshape(ops.transpose(ids), (rows, num_samples, max_length))
     if len(attention.shape) == 3:
         attention = ops.transpose(attention, (1, 0, 2))  # [T, N, S] -> [N, T, S]
         attention = ops.reshape(attention, (rows, num_samples, max_length, ops.shape(attention)[2]))
     else:
         attention = None
-    return Hypotheses(ids, lengths, total, _score(total, lengths, length_penalty), attention)
+    return Hypotheses(ids, lengths, total, _score(total, steps, length_penalty), attention)
 
 
 def _rooms(model, max_length):
@@ -319,7 +320,7 @@ def beam_search(
     Every step looks at the 2W best continuations of a row. END finishes a hypothesis only where it stands among the
     first W of them; the others refill the beam. A row stops with W finished hypotheses, or at its own greatest length,
     where those that still run are taken as they are. Finished hypotheses rank by log-probability / length**alpha
-    (length: pieces without END, at least 1) plus the coverage penalty. A beam of 1 is greedy search.
+    (END counts in the length) plus the coverage penalty. A beam of 1 is greedy search.
 
     Args:
         model, memory, max_length, max_lengths, length_penalty: as in `greedy_search`.
@@ -473,9 +474,7 @@ def _reordered(leaf, parents):
 
 def _finish(finished, done, position, values, tokens, parents, coverage, length_penalty, coverage_penalty):
     """Merges the candidates [B, W] that are done into the W best finished hypotheses [B, W]."""
-    ended = tokens == END
-    lengths = ops.zeros_like(tokens) + position + ops.where(ended, 0, 1)
-    scores = _score(values, lengths, length_penalty)
+    scores = _score(values, ops.zeros_like(tokens) + position + 1, length_penalty)
     if coverage is not None:
         covered = ops.take_along_axis(coverage, parents[:, :, None], axis=1)  # [B, W, S]
         # A source position that is padding has no attention and must not count; real ones have some.
@@ -538,9 +537,9 @@ def _follow(best, history, has_attention, steps, max_length, rows, width, num_re
     )
 
 
-def _score(log_probabilities, lengths, length_penalty):
-    """log-probability / length**alpha, the length counted without END and at least 1."""
-    return log_probabilities / ops.cast(ops.maximum(lengths, 1), "float32") ** length_penalty
+def _score(log_probabilities, steps, length_penalty):
+    """log-probability / length**alpha, the length in steps, so that END counts, and at least 1."""
+    return log_probabilities / ops.cast(ops.maximum(steps, 1), "float32") ** length_penalty
 
 
 def _limits(max_lengths, max_length, rows):

@@ -30,7 +30,7 @@ class Result:
 
     Attributes:
         text: the answer, of a language model what comes after the prompt; None without a target tokenizer.
-        score: log_probability / length**length_penalty, plus the coverage penalty where there is one.
+        score: log_probability / length**length_penalty, END counted, plus the coverage penalty where there is one.
         log_probability: the model's own, of these pieces and END (see `beam_search` for repetition_penalty).
         source_pieces, target_pieces: what the model read and wrote, one label for each column and row of `attention`.
         attention: array [len(target_pieces), len(source_pieces)], or None if the model has no attention; a language
@@ -265,7 +265,7 @@ class Pipeline:
         return self.options.max_length if max_length is None else max_length
 
     def function(self, beam_width=None, num_return=1, jit_compile=False, sampling=False):
-        """The traced function that everything else uses: of what `signature` names, `max_length`, and, where it samples,
+        """The traced function that everything else uses: of what `signature` names, `max_length` and, where it samples,
         what `sampling_signature` names -> dict of tensors [B, R, ...]."""
         key = (beam_width or self.options.beam_width, num_return, jit_compile, sampling)
         if key not in self._functions:

@@ -44,9 +44,8 @@ def model(request):
 
 @pytest.mark.parametrize("beam_width", [1, 4])
 def test_both_find_the_same_hypotheses(model, tmp_path, beam_width):
-    """CTranslate2 counts END in the length that it divides by, so of more than W finished hypotheses it may drop
-    another one: what only one of both returns must rank behind all that the other returns, by the other's rule. It
-    takes what it never writes out before the softmax, so that its log-probabilities are a little higher."""
+    """What only one of both returns must rank behind all that the other returns. CTranslate2 takes what it never writes
+    out before the softmax, so that its log-probabilities are a little higher."""
     steps, penalty = 13, 0.8
     pipeline = Pipeline(model, length_penalty=penalty, max_length=steps, length_ratio=0.0, length_offset=steps)
     sources = [row[row > 0].tolist() for row in batch(60, seed=3)[0]]
@@ -74,13 +73,13 @@ def test_both_find_the_same_hypotheses(model, tmp_path, beam_width):
         np.testing.assert_allclose([found[text] for text in both], [expected[text] for text in both], atol=0.02)
         least = min(each.score for each in (one, *one.alternatives))
         for text in expected.keys() - found.keys():
-            assert expected[text] / max(1, len(text.split())) ** penalty <= least + 0.02
+            assert expected[text] / _steps(text.split(), steps) ** penalty <= least + 0.02
         for text in found.keys() - expected.keys():
             assert found[text] / _steps(text.split(), steps) ** penalty <= min(two.scores) + 0.02
     best = [[piece(token) for token in result.target_ids] for result in ours]
-    assert sum(one == two.hypotheses[0] for one, two in zip(best, theirs, strict=True)) >= 0.97 * len(ours)
+    assert sum(one == two.hypotheses[0] for one, two in zip(best, theirs, strict=True)) >= 0.98 * len(ours)
 
 
 def _steps(pieces, most):
-    """What CTranslate2 divides by: the pieces and END, unless it stopped at the greatest length."""
+    """What both divide by: the pieces and END, unless one stopped at the greatest length."""
     return min(len(pieces) + 1, most)

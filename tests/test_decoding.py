@@ -65,7 +65,7 @@ def exhaustive(table, row, steps, alpha):
                 sequence = [*body, last]
                 pieces = [t for t in sequence if t != END]
                 value = log_probability(table, row, sequence)
-                found.append((value / max(1, len(pieces)) ** alpha, value, pieces))
+                found.append((value / len(sequence) ** alpha, value, pieces))
     return sorted(found, key=lambda item: -item[0])
 
 
@@ -81,7 +81,7 @@ def beam_oracle(table, row, steps, width, alpha):
         for rank, (value, tokens) in enumerate(candidates):
             if rank < width and (tokens[-1] == END or position == steps - 1):
                 pieces = [t for t in tokens if t != END]
-                finished.append((value / max(1, len(pieces)) ** alpha, value, pieces))
+                finished.append((value / len(tokens) ** alpha, value, pieces))
         beam = [item for item in candidates if item[1][-1] != END][:width]
         if len(finished) >= width:
             break

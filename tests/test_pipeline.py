@@ -61,7 +61,7 @@ def test_a_result_has_all_that_is_promised(shipped):
     assert result.target_pieces == list("2026-11-20")
     assert result.attention.shape == (10, 13)
     np.testing.assert_allclose(result.attention.sum(-1), 1, atol=1e-5)
-    assert result.score == pytest.approx(result.log_probability / 10)
+    assert result.score == pytest.approx(result.log_probability / 11)  # END counts
     assert -0.1 < result.log_probability < 0
     assert result.alternatives == []
 
