@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq, list_presets
+from keras_attention.models import CharacterTokenizer, Pipeline, Result, Seq2Seq, list_presets
 from keras_attention.models.pipeline import PRETRAINED
 from keras_attention.models.tokenizers import load_tokenizer, save_tokenizer
 from keras_attention.training import cli
@@ -591,12 +591,11 @@ def test_attention_as_a_table(run):
 
 
 def test_the_shaded_table():
-    class Answer:
-        source_pieces = ["a", "가", "bc"]
-        target_pieces = ["x", "  "]
-        attention = np.array([[0.0, 0.19, 0.81], [1.0, 0.4, 0.2]])
-
-    assert cli.shaded_table(Answer()).split("\n") == ["   a 가 bc", "x       ██", "␣␣ █ ▒▒ ░░"]
+    attention = np.array([[0.0, 0.19, 0.81], [1.0, 0.4, 0.2]])
+    answer = Result("x  ", 0.0, 0.0, ["a", "가", "bc"], ["x", "  "], attention, [4, 5])
+    assert cli.shaded_table(answer).split("\n") == ["   a 가 bc", "x       ██", "␣␣ █ ▒▒ ░░"]
+    of_features = Result("x ", 0.0, 0.0, [], ["x", " "], np.eye(2), [4, 5])  # as many steps as pieces
+    assert cli.shaded_table(of_features).split("\n")[0] == "  0 1"
 
 
 def on_a_terminal(monkeypatch):
