@@ -1,6 +1,8 @@
 """A language model's text: files, windows, training and its resume, prompts, streaming, pictures, the command line."""
 
 import json
+import os
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,6 +18,7 @@ from keras_attention.models import (
     attention_scores,
     greedy_search,
 )
+from keras_attention.models.pipeline import PRETRAINED
 from keras_attention.models.tokenizers import START
 from keras_attention.training import cli, texts
 from keras_attention.training.batching import Batches, Windows
@@ -433,3 +436,18 @@ def test_fine_tuning_goes_on_from_a_run(run, tmp_path, no_export):
     assert any("lacked these characters, now added: flpÄ" in line for line in said)
     tuned = keras.saving.load_model(tmp_path / "tuned" / "model.keras")
     assert tuned.vocabulary == Pipeline.load(out).model.vocabulary + 4
+
+
+def test_the_shipped_model_writes_speeches():
+    shipped = Pipeline.from_preset("shakespeare_char")
+    text = "".join(shipped.stream("ROMEO:", seed=1, max_length=300))  # four and more contexts
+    assert len(text) == 300 and text.count("\n") > 3 and len(text.split()) > 30
+    assert sum(path.stat().st_size for path in (PRETRAINED / "shakespeare_char").iterdir()) < 2_000_000
+
+
+@pytest.mark.skipif("KERAS_ATTENTION_DATA" not in os.environ, reason="KERAS_ATTENTION_DATA is not set")
+def test_the_shipped_model_predicts_the_last_tenth(tmp_path):
+    text = (Path(os.environ["KERAS_ATTENTION_DATA"]) / "tinyshakespeare" / "input.txt").read_text()
+    (tmp_path / "val.txt").write_text(text[int(0.9 * len(text)) :])
+    scores = json.loads(ask("evaluate", "shakespeare_char", tmp_path / "val.txt", "--json").stdout)
+    assert scores["characters"] == 111540 and scores["loss"] < 1.88
