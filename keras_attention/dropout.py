@@ -31,7 +31,7 @@ class Dropout(keras.layers.Dropout):
             return super().call(inputs, training=training)
         shape = (*ops.shape(inputs)[:-1], width // 2)
         bits = keras.random.randint(shape, -(2**31), 2**31 - 1, seed=self.seed_generator)
-        dropped = round(self.rate * LEVELS)
+        dropped = min(round(self.rate * LEVELS), LEVELS - 1)
         kept = ops.greater_equal(ops.view(bits, "uint16"), ops.cast(dropped, "uint16"))
         scale = ops.cast(LEVELS / (LEVELS - dropped), inputs.dtype)
         return inputs * ops.where(kept, scale, ops.zeros_like(scale))

@@ -31,6 +31,11 @@ def test_it_drops_at_its_rate_and_keeps_the_mean(rate, width):
     np.testing.assert_array_equal(to_numpy(Dropout(0.0)(x, training=True)), x)
 
 
+def test_a_rate_of_nearly_1_stays_finite():
+    output = to_numpy(Dropout(0.999999, seed=0)(np.ones((9, 8), "float32"), training=True))
+    assert np.all(np.isfinite(output)) and (output == 0).mean() > 0.9
+
+
 def test_the_gradient_is_the_mask():
     x = ops.ones((3, 5, 8))
     output = to_numpy(Dropout(0.5, seed=1)(x, training=True))

@@ -438,7 +438,7 @@ def _extend(recipe, tokenizers, texts, notes):
     for side, tokenizer, lines in zip(SIDES, tokenizers, texts, strict=True):
         if tokenizer is None:
             pass
-        elif isinstance(tokenizer, CharacterTokenizer):
+        elif isinstance(tokenizer, CharacterTokenizer) and tokenizer.characters:  # one of bytes stays so
             known, tokenizer = tokenizer.characters, tokenizer.extended(lines)
             if new := tokenizer.characters[len(known) :]:
                 shown = new if len(new) <= 40 else f"{new[:40]}… ({len(new)} in all)"
