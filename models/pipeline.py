@@ -107,6 +107,9 @@ class Pipeline:
         target_tokenizer: writes text; None leaves ids.
         options: keyword arguments of `DecodingOptions`.
 
+    Attributes:
+        terms: what the data that the weights were trained on are for, or None; `save` keeps it, `load` prints it once.
+
     An empty input gives an empty answer with score 0. A language model's inputs are prompts, its answers what comes
     after them (an empty prompt is START alone); where learned positions end, so does the answer.
 
@@ -136,6 +139,7 @@ class Pipeline:
             )
         self.options = _within(DecodingOptions(**options), model)
         self.inputs = inputs_for(model, source_tokenizer, self.options.max_source_length)
+        self.terms = None
         self._functions = {}
         _check_vocabulary(model, "source", source_tokenizer)
         _check_vocabulary(model, "target", target_tokenizer)
@@ -467,14 +471,15 @@ class Pipeline:
                 save_tokenizer(tokenizer, folder / f"{name}.tokenizer.json")
             else:
                 (folder / f"{name}.tokenizer.json").unlink(missing_ok=True)
-        text = json.dumps({"decoding": vars(self.options)}, indent=2)
+        terms = {"terms": self.terms} if self.terms else {}
+        text = json.dumps({"decoding": vars(self.options), **terms}, indent=2)
         atomic_write(folder / "pipeline.json", lambda path: path.write_text(text, encoding="utf-8"))
 
     @classmethod
     def load(cls, folder):
         """Loads what `save` or a training run wrote.
 
-        "terms" in pipeline.json, those of the data that weights were trained on, are printed once to standard error.
+        Terms of the data that weights were trained on are printed once, to standard error.
 
         Raises:
             FileNotFoundError: the folder holds no pipeline.
@@ -497,9 +502,11 @@ class Pipeline:
         else:
             raise FileNotFoundError(f"{folder} holds no model: expected model.keras, or model.json with weights.npz.")
         try:
-            return cls(model, *tokenizers, **options)
+            pipeline = cls(model, *tokenizers, **options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"The files in {folder} do not fit together: {error}") from error
+        pipeline.terms = terms
+        return pipeline
 
     @classmethod
     def from_preset(cls, name):
@@ -655,6 +662,11 @@ def _check_vocabulary(model, side, tokenizer):
             f"The {side} tokenizer does not belong to this model: the model was built for {expected} ids, "
             f"the tokenizer has {tokenizer.vocabulary_size}."
         )
+
+
+def stored_terms(folder):
+    """Those of the data that the weights in a folder were trained on, or None."""
+    return _read_json(Path(folder) / "pipeline.json").get("terms")
 
 
 def _read_json(path):

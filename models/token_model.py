@@ -90,6 +90,8 @@ class TokenModel(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         features = self._step.take(y_pred)
+        if features is None and not training and getattr(self.loss, "r_drop", 0):  # Keras builds it so, on JAX
+            return self.loss.without_r_drop(y, y_pred, sample_weight)
         if features is None or self._compile_loss._user_loss_weights is not None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         loss, statistics = self.loss.from_features(

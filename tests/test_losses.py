@@ -7,6 +7,7 @@ from helpers import gradients, to_numpy
 from keras import ops
 
 from keras_attention.masks import carry_mask
+from keras_attention.models import Transformer
 from keras_attention.training import losses
 from keras_attention.training.losses import MaskedCrossEntropy, blockwise_cross_entropy, token_losses
 
@@ -283,6 +284,16 @@ def test_r_drop_refuses_what_is_not_two_copies():
         loss(y_true, plain(*[ops.convert_to_tensor(x) for x in (features, matrix, bias)]))
     with pytest.raises(ValueError, match="`r_drop` must be at least 0"):
         MaskedCrossEntropy(r_drop=-1)
+
+
+def test_r_drop_fits_on_every_backend():
+    """JAX has Keras build the loss from logits alone, without training, before the first step."""
+    model = Transformer(11, 11, width=8, num_heads=2, encoder_layers=1, decoder_layers=1, dropout=0.2)
+    model.compile("adam", MaskedCrossEntropy(r_drop=5.0), jit_compile=False)
+    ids = np.tile(np.random.default_rng(0).integers(4, 11, (3, 5)).astype("int32"), (2, 1))
+    x = {"source": ids, "target": ids}
+    history = model.fit(x, ids, validation_data=(x, ids), epochs=2, batch_size=6, shuffle=False, verbose=0).history
+    assert np.isfinite(history["loss"]).all() and np.isfinite(history["val_loss"]).all()
 
 
 def test_blockwise_statistics_equal_those_of_the_logits():

@@ -122,12 +122,23 @@ def test_sentencepiece_on_both_sides(tmp_path):
     assert expected.attention.shape == (len(expected.target_pieces), len(expected.source_pieces))
 
 
-def test_the_preset_is_listed_and_small():
+@pytest.mark.parametrize(("name", "limit"), [("dates", 2e6), ("multi30k_en_de", 6e6), ("shakespeare_char", 6e6)])
+def test_a_preset_is_listed_and_small_and_has_a_card(name, limit):
     from keras_attention.models.pipeline import PRETRAINED
 
-    assert "dates" in list_presets()
-    assert sum(path.stat().st_size for path in (PRETRAINED / "dates").iterdir()) < 2_000_000
-    assert (PRETRAINED / "dates" / "card.md").exists()
+    assert name in list_presets()
+    assert sum(path.stat().st_size for path in (PRETRAINED / name).iterdir()) < limit
+    assert (PRETRAINED / name / "card.md").exists()
+
+
+def test_the_preset_of_captions_translates_and_tells_its_terms():
+    pipeline = Pipeline.from_preset("multi30k_en_de")
+    assert "research and education" in pipeline.terms
+    result = pipeline(["A dog with a red collar is running through the snow."])[0]
+    assert result.text == "Ein Hund mit einem roten Halsband rennt durch den Schnee."
+    looked_at = {piece: result.source_pieces[row.argmax()] for piece, row in zip(result.target_pieces, result.attention)}
+    expected = {"Hund": "dog", "roten": "red", "Halsband": "collar", "Schnee": "snow"}
+    assert {piece: looked_at[f"\u2581{piece}"].strip("\u2581") for piece in expected} == expected
 
 
 def damage(folder, name):
@@ -190,5 +201,7 @@ def test_the_terms_of_research_data_are_told_once(tmp_path, capsys):
     path = tmp_path / "model" / "pipeline.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "terms": "For research alone."}))
     for _ in range(2):
-        Pipeline.load(tmp_path / "model")
+        loaded = Pipeline.load(tmp_path / "model")
     assert capsys.readouterr().err == "model: For research alone.\n"
+    loaded.save(tmp_path / "copy", half=True)
+    assert Pipeline.load(tmp_path / "copy").terms == "For research alone."

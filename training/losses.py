@@ -367,6 +367,10 @@ class MaskedCrossEntropy(keras.losses.Loss):
                 f"MaskedCrossEntropy(r_drop={self.r_drop}) is for models of keras_attention.models, compiled with it "
                 "as their only loss. Received: logits alone, which do not say whether dropout was on."
             )
+        return self.without_r_drop(y_true, y_pred, sample_weight)
+
+    def without_r_drop(self, y_true, y_pred, sample_weight=None):
+        """The mean loss of logits that were made without dropout, a scalar."""
         losses = self.call(y_true, y_pred)
         return _share_of_device(weighted_mean(losses, token_weights(y_true, sample_weight, losses.dtype)))
 

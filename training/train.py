@@ -12,6 +12,7 @@ import numpy as np
 from keras_attention.models import ImageCaptioner, Pipeline, attention_scores
 from keras_attention.models.backbones import make_backbone
 from keras_attention.models.files import atomic_write
+from keras_attention.models.pipeline import stored_terms
 
 from .batching import to_py_dataset, to_tf_dataset
 from .callbacks import (
@@ -282,8 +283,10 @@ def _pipeline(model, corpus, recipe):
     """The pipeline of the model in training, or None where TensorFlow is not the backend."""
     if keras.backend.backend() != "tensorflow":
         return None
-    options = vars(recipe.decoding)
-    return Pipeline(model, *corpus.tokenizers, **options)
+    pipeline = Pipeline(model, *corpus.tokenizers, **vars(recipe.decoding))
+    if recipe.init and Path(recipe.init).is_dir():  # terms bind what is made of those weights, too
+        pipeline.terms = stored_terms(recipe.init)
+    return pipeline
 
 
 def _finished(out):
