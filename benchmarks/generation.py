@@ -1,11 +1,11 @@
-"""What a token costs while a language model writes: the first ones beside the last ones.
+"""What a token costs while a language model writes: at the begin and at the end of 1,000 tokens, and in long calls.
 
     python benchmarks/generation.py [--tokens 1000] [--batch 1] [--repeats 3]
 
-A model of 4 layers, 4 heads, D 128 with rotary positions writes --tokens tokens behind a prompt of 16, greedily, in one
-call, plain and compiled by XLA. The time of a token at place t is the difference of calls that write t and t + 100,
-divided by 100. A step reads the whole buffer of its caches, whose length is the number of tokens: what grows is the
-buffer with --tokens, not the cost of a step within a call. Beside each stands the size of the caches.
+A model of 4 layers, 4 heads, D 128 with rotary positions writes behind a prompt of 16, greedily. First streamed, one
+timed step after the other in buffers of --tokens: the mean of each hundred. Then in one call, plain and compiled:
+its time divided by the tokens it wrote. A step reads the caches as long as they are allocated, so that only a longer
+call can make a token dearer; their size stands beside the times (a compiled search begins with buffers of half of it).
 """
 
 import argparse
@@ -30,23 +30,33 @@ def main():
     table[END] = 0  # END is never the most probable
     model.embedding.embeddings.assign(table)
     pipeline = Pipeline(model, max_length=options.tokens, max_source_length=16)
-    rows = [np.arange(4, 20)] * options.batch
-    places = [t for t in (100, 200, 500, 600, options.tokens - 100, options.tokens) if t <= options.tokens]
-    print(f"{'':>8} {'tokens':>12} {'ms a token':>11} {'MB of caches':>13}")
+    prompt = np.arange(4, 20)
+
+    runs = [np.diff([time.perf_counter(), *_times(pipeline, prompt)]) for _ in range(options.repeats + 1)][1:]
+    each = np.median(runs, axis=0) * 1000
+    print("streamed, ms a token:")
+    for start in sorted({0, options.tokens // 2, options.tokens - 100}):
+        part = each[max(start, 10) : start + 100]  # the first ones wait for the prompt
+        print(f"{f'{start}-{start + 100}':>18} {part.mean():11.3f}")
+
+    print(f"{'in one call':>18} {'ms a token':>11} {'MB of caches':>13}")
+    rows = [prompt] * options.batch
     for compiled in (False, True):
-        seconds = {}
-        for length in sorted(set(places)):
+        for length in (options.tokens // 10, options.tokens // 2, options.tokens):
             times = []
             for _ in range(options.repeats + 1):
                 began = time.perf_counter()
                 results = pipeline(rows, beam_width=1, max_length=length, jit_compile=compiled)
-                times.append(time.perf_counter() - began)
+                times.append((time.perf_counter() - began) / length)
             assert all(len(result.target_ids) == length for result in results)
-            seconds[length] = sorted(times[1:])[len(times[1:]) // 2]
-        for first, last in zip(places[::2], places[1::2], strict=True):
-            each = (seconds[last] - seconds[first]) / (last - first)
-            size = options.batch * last * 4 * 128 * 2 * 4 / 1e6
-            print(f"{'XLA' if compiled else 'plain':>8} {f'{first}-{last}':>12} {each * 1000:11.3f} {size:13.2f}")
+            size = options.batch * length * 4 * 128 * 2 * 4 / 1e6
+            what = f"{'XLA' if compiled else 'plain'}, {length:,}"
+            print(f"{what:>18} {sorted(times[1:])[len(times[1:]) // 2] * 1000:11.3f} {size:13.2f}")
+
+
+def _times(pipeline, prompt):
+    """When each token was there."""
+    return [time.perf_counter() for _ in pipeline.stream(prompt.tolist())]
 
 
 if __name__ == "__main__":

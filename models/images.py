@@ -8,7 +8,9 @@ def read_images(data, size):
     """Decodes images of any sizes and resizes them, without keeping their proportions.
 
     Args:
-        data: string tensor [B], bytes of JPEG or PNG files. What is transparent becomes white.
+        data: string tensor [B], bytes of JPEG or PNG files. What is transparent becomes white. Pixels are taken as they
+            are stored: a camera's note in the file that they are to be turned (EXIF) is not read, so turn such pictures
+            before (`PIL.ImageOps.exif_transpose`).
         size: (height, width).
 
     Returns:

@@ -136,7 +136,8 @@ def test_the_preset_of_captions_translates_and_tells_its_terms():
     assert "research and education" in pipeline.terms
     result = pipeline(["A dog with a red collar is running through the snow."])[0]
     assert result.text == "Ein Hund mit einem roten Halsband rennt durch den Schnee."
-    looked_at = {piece: result.source_pieces[row.argmax()] for piece, row in zip(result.target_pieces, result.attention)}
+    columns = result.attention.argmax(axis=1)
+    looked_at = {piece: result.source_pieces[i] for piece, i in zip(result.target_pieces, columns, strict=True)}
     expected = {"Hund": "dog", "roten": "red", "Halsband": "collar", "Schnee": "snow"}
     assert {piece: looked_at[f"\u2581{piece}"].strip("\u2581") for piece in expected} == expected
 

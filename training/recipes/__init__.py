@@ -351,6 +351,17 @@ def _check_choices(recipe, where):
                 f"{where}: {side}_tokenizer.dropout={tokenizer.dropout} is for pieces of the kind bpe and for texts of "
                 f"files. Received: {what}; give --set {side}_tokenizer.dropout=0."
             )
+    training = recipe.training
+    if training.final_learning_rate and training.schedule != "cosine":
+        raise InputError(
+            f"{where}: training.final_learning_rate={training.final_learning_rate} is where the schedule cosine ends. "
+            f"Received: training.schedule={training.schedule}; give --set training.final_learning_rate=0."
+        )
+    if training.final_learning_rate > training.learning_rate:
+        raise InputError(
+            f"{where}: training.final_learning_rate must be at most training.learning_rate. Received: "
+            f"{training.final_learning_rate} and {training.learning_rate}"
+        )
     data = recipe.data
     if data.images and data.task:
         raise InputError(f"{where}: data.images and data.task are two sources of examples: set one of them to none.")
