@@ -177,7 +177,10 @@ def test_weight_decay_is_for_matrices(run):
         ({"training": {"monitor": "val_bleu"}}, "of a language model must be val_loss"),
         ({"data": {"target": "x"}}, "reads one text; data.target=x is for pairs"),
         ({"training": {"r_drop": 1.0}}, "are for pairs"),
-        ({"training": {"final_learning_rate": 1e-4}}, "is where the schedule cosine ends. Received: .*schedule=constant"),
+        (
+            {"training": {"final_learning_rate": 1e-4}},
+            "is where the schedule cosine ends. Received: .*schedule=constant",
+        ),
         ({"training": {"schedule": "cosine", "final_learning_rate": 1.0}}, "must be at most training.learning_rate"),
         ({"data": {"window": 0}}, "data.window must be at least 1"),
         ({"decoding": {"temperature": -1.0}}, "temperature of at least 0"),

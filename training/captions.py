@@ -168,7 +168,7 @@ def keep_images(folder, names, size, path, progress=iter):
     """
     import tensorflow as tf
 
-    from keras_attention.models.images import read_images
+    from keras_attention.models.images import image_reader
 
     path = Path(path)
     about, what = path.with_suffix(".json"), json.dumps({"names": list(names), "size": list(size)})
@@ -179,7 +179,7 @@ def keep_images(folder, names, size, path, progress=iter):
             array = np.lib.format.open_memmap(beside, "w+", "uint8", (len(names), *size, 3))
             for start in progress(range(0, len(names), CHUNK)):
                 data = [(Path(folder) / name).read_bytes() for name in names[start : start + CHUNK]]
-                pixels = read_images(tf.constant(data), tuple(size)).numpy()
+                pixels = image_reader(*size)(tf.constant(data)).numpy()
                 array[start : start + CHUNK] = np.clip(np.rint(pixels), 0, 255)
             array.flush()
             del array
