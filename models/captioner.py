@@ -27,8 +27,8 @@ class ImageCaptioner(TokenModel):
         decoder: a `Seq2Seq` or `Transformer` with source_vocabulary=None and source_width=C.
         image_size: (height, width) that images are given in; those of a pipeline are resized to it.
         doubly_stochastic: lambda of Xu et al. 2015, equation 14: adds lambda * sum over cells of (1 - sum over steps of
-            the weights)^2 to the loss, the mean of the rows, so that every cell is looked at. 0 for none. The paper adds
-            it, with lambda 1, to the sum over a caption's words; a loss that is their mean takes 1 / T for the same.
+            the weights)^2 to the loss, the mean of the rows, so that every cell is looked at. 0 for none. The paper
+            adds it, with lambda 1, to the sum over a caption's words; a loss that is their mean takes 1 / T for that.
 
     Call arguments:
         x: a dict of "image" (or "source") and "target" ids [B, T].
