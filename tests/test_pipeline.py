@@ -122,7 +122,10 @@ def test_sentencepiece_on_both_sides(tmp_path):
     assert expected.attention.shape == (len(expected.target_pieces), len(expected.source_pieces))
 
 
-@pytest.mark.parametrize(("name", "limit"), [("dates", 2e6), ("multi30k_en_de", 6e6), ("shakespeare_char", 6e6)])
+LIMITS = {"dates": 2e6, "multi30k_en_de": 6e6, "scenes": 2e6, "shakespeare_char": 6e6}
+
+
+@pytest.mark.parametrize(("name", "limit"), LIMITS.items())
 def test_a_preset_is_listed_and_small_and_has_a_card(name, limit):
     from keras_attention.models.pipeline import PRETRAINED
 

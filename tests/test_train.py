@@ -28,6 +28,7 @@ from keras_attention.training.callbacks import (
 from keras_attention.training.datasets import Pairs
 from keras_attention.training.errors import InputError
 from keras_attention.training.recipes import load_recipe, resolve
+from keras_attention.training.tasks import scenes
 from keras_attention.training.train import compile_model, read_run_recipe, train
 
 SETTINGS = [
@@ -285,6 +286,22 @@ def test_the_shipped_dates_read_held_out_dates_and_look_at_them():
     count, right, characters, aligned = (sum(column) for column in zip(*table.values(), strict=True))
     assert right / count >= 0.99
     assert aligned / characters >= 0.8
+
+
+def test_the_shipped_captioner_names_what_it_looks_at():
+    """On scenes of combinations that training never draws."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import scenes_pointing
+    finally:
+        sys.path.pop(0)
+    drawn = scenes.draw(300, 77, split="test")
+    results = Pipeline.from_preset("scenes")([scene.image for scene in drawn], batch_size=100)
+    right = [result.text == scene.caption for scene, result in zip(drawn, results, strict=True)]
+    assert sum(right) >= 0.93 * len(right)
+    kinds = scenes_pointing.pointing(drawn, results, right)
+    hits, words = (sum(column) for column in zip(*kinds.values(), strict=True))
+    assert words == 4 * sum(right) and hits >= 0.85 * words
 
 
 def write_tsv(folder, pairs, val):
