@@ -34,6 +34,7 @@ def main():
 
     recipes = [load_recipe(name) for name in options.recipes]
     recipes[-1].data.folder = options.data
+    options.out.mkdir(parents=True, exist_ok=True)
     corpus = prepare(recipes[-1], options.out)
     batching = replace(recipes[-1].training, r_drop=0.0)
     batching.bucket_width = options.bucket or batching.bucket_width
@@ -78,7 +79,7 @@ class Scorer:
             for row, length in zip(ids[: rows - missing], lengths[: rows - missing], strict=True):
                 answers.append(self.pieces.decode(row[:length].tolist()))
         self.answers = answers
-        return sacrebleu.corpus_bleu(answers, [self.samples.targets], tokenize=self.tokenize).score
+        return sacrebleu.corpus_bleu(answers, [self.samples.targets], tokenize=self.tokenize, force=True).score
 
     def _decode(self, model, source, limits):
         self.decode = self.decode or compiled(model, int(self.limits.max()))
