@@ -103,10 +103,10 @@ def test_the_seq2seq_sample_learns_saves_generates_and_exports(run, capsys):
 
 
 def test_the_sample_of_a_language_model(run, capsys):
+    keras.utils.set_random_seed(1)  # the sample draws its weights as they come
     names = run("language_model")
     printed = capsys.readouterr().out.splitlines()
-    words = set(names["text"].replace(",", " ").replace(".", " ").split())
-    assert set(printed[0].replace(",", " ").replace(".", " ").split()[:-1]) <= words  # the last one may be cut
+    assert printed[0] in (" sat on the mat, the", ". the cat sat on the")  # both stand behind "the cat" in the text
     parts = list(names["pipeline"].stream("the rat", temperature=0.8, max_length=40))
     assert printed[-1] == "".join(parts) and len(printed[-1]) == 40
-    assert words & set(printed[-1].split())
+    assert set(names["text"].split()) & set(printed[-1].split()) >= {"the"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -317,7 +318,11 @@ def test_fine_tuning_adds_the_characters_that_a_vocabulary_lacks(uninterrupted, 
     more = recipe("training.learning_rate=1e-9", "training.epochs=1")
     more.data.folder = str(data)
     notes = []
-    train(more, tmp_path / "more", init=uninterrupted, say=notes.append)
+    start = shutil.copytree(uninterrupted, tmp_path / "start")
+    stored = json.loads((start / "pipeline.json").read_text())
+    (start / "pipeline.json").write_text(json.dumps({**stored, "terms": "For research alone."}))
+    train(more, tmp_path / "more", init=start, say=notes.append)
+    assert Pipeline.load(tmp_path / "more").terms == "For research alone."
     assert "The target vocabulary of --init lacked these characters, now added: ." in notes
     before, after = Pipeline.load(uninterrupted), Pipeline.load(tmp_path / "more")
     assert after.target_tokenizer.characters == before.target_tokenizer.characters + "."

@@ -138,7 +138,7 @@ class Training:
     clipnorm: float | None = 1.0
     label_smoothing: float = 0.0
     r_drop: float = 0.0  # weight of R-Drop, which runs every pair twice; its paper translates with 5
-    doubly_stochastic: float = 0.0  # of captions: the weight of looking at every place (Xu et al.)
+    doubly_stochastic: float = 0.0  # of captions: the weight of looking at every place (Xu et al. 2015)
     ema_momentum: float | None = None  # of an average of the weights that moves at every batch; 0.999 is usual
     monitor: str = "val_exact_match"  # what chooses the best checkpoint and stops early
     patience: int = 0  # epochs without a better one before training stops; 0: never
