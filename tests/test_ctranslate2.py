@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 from keras_attention.models import Pipeline, Transformer
-from keras_attention.models.tokenizers import END, START
+from keras_attention.models.tokenizers import END, PAD, START
 
 pytest.importorskip("ctranslate2")
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -17,6 +17,17 @@ from ctranslate2_model import SUPPRESSED, piece, to_ctranslate2
 pytestmark = pytest.mark.long
 SIZES = {"width": 24, "num_heads": 2, "feed_forward_units": 32, "encoder_layers": 2, "decoder_layers": 2}
 LONGEST = 9
+
+
+class Writer(Transformer):
+    """A Transformer that gives PAD and START no probability. CTranslate2 takes them out before the softmax and this
+    project after it, so that with any probability of them the two would rank near ties differently."""
+
+    def output_weights(self):
+        matrix, bias = super().output_weights()
+        never = np.zeros(self.target_vocabulary, "float32")
+        never[[PAD, START]] = -1e4
+        return matrix, bias + never
 
 
 def batch(count, seed):
@@ -32,9 +43,9 @@ def batch(count, seed):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["post_norm", "pre_norm"])
 def model(request):
-    """Trained enough not to waste probability on what is never written."""
+    """Trained, so that some hypotheses are far better than others and lengths differ."""
     keras.utils.set_random_seed(1)
-    model = Transformer(15, 15, normalize_first=request.param, dropout=0.0, **SIZES)
+    model = Writer(15, 15, normalize_first=request.param, dropout=0.0, **SIZES)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
     model.compile(keras.optimizers.Adam(0.01), loss)
     source, target = batch(8000, seed=2)
@@ -44,8 +55,7 @@ def model(request):
 
 @pytest.mark.parametrize("beam_width", [1, 4])
 def test_both_find_the_same_hypotheses(model, tmp_path, beam_width):
-    """What only one of both returns must rank behind all that the other returns. CTranslate2 takes what it never writes
-    out before the softmax, so that its log-probabilities are a little higher."""
+    """The same ones with the same log-probabilities, but for one row where the rounding of a near tie may decide."""
     steps, penalty = 13, 0.8
     pipeline = Pipeline(model, length_penalty=penalty, max_length=steps, length_ratio=0.0, length_offset=steps)
     sources = [row[row > 0].tolist() for row in batch(60, seed=3)[0]]
@@ -63,23 +73,16 @@ def test_both_find_the_same_hypotheses(model, tmp_path, beam_width):
     ours = pipeline(sources, beam_width=beam_width, num_return=beam_width)
     assert len({len(result.target_ids) for result in ours}) > 4
     assert len({tuple(result.target_ids) for result in ours}) > 20
+    same = 0
     for one, two in zip(ours, theirs, strict=True):
         found = {" ".join(map(piece, each.target_ids)): each.log_probability for each in (one, *one.alternatives)}
         expected = {
-            " ".join(pieces): score * _steps(pieces, steps) ** penalty
+            " ".join(pieces): score * min(len(pieces) + 1, steps) ** penalty  # END counts where there was room for it
             for pieces, score in zip(two.hypotheses, two.scores, strict=True)
         }
         both = [text for text in found if text in expected]
-        np.testing.assert_allclose([found[text] for text in both], [expected[text] for text in both], atol=0.02)
-        least = min(each.score for each in (one, *one.alternatives))
-        for text in expected.keys() - found.keys():
-            assert expected[text] / _steps(text.split(), steps) ** penalty <= least + 0.02
-        for text in found.keys() - expected.keys():
-            assert found[text] / _steps(text.split(), steps) ** penalty <= min(two.scores) + 0.02
+        np.testing.assert_allclose([found[text] for text in both], [expected[text] for text in both], atol=1e-4)
+        same += found.keys() == expected.keys()
+    assert same >= len(ours) - 1
     best = [[piece(token) for token in result.target_ids] for result in ours]
-    assert sum(one == two.hypotheses[0] for one, two in zip(best, theirs, strict=True)) >= 0.98 * len(ours)
-
-
-def _steps(pieces, most):
-    """What both divide by: the pieces and END, unless one stopped at the greatest length."""
-    return min(len(pieces) + 1, most)
+    assert sum(one == two.hypotheses[0] for one, two in zip(best, theirs, strict=True)) >= len(ours) - 1
