@@ -7,6 +7,8 @@
 Axis 0 of each part of a state is N. A model whose state has buffers of max_length may also have `grow(state,
 max_length)`, which returns the state with longer ones: compiled searches then begin with short buffers.
 
+A model may also have `room(memory)`, the steps [B] that its context still has, or None: no search goes beyond.
+
 All is written for a compiler, with keras.ops: buffers of a fixed size, while_loops with an early exit. The same
 code runs eagerly, as a plain graph and under XLA, on TensorFlow, JAX and PyTorch.
 
@@ -15,6 +17,7 @@ The length that a score is divided by counts END, as `max_length` does; `Hypothe
 """
 
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import keras
@@ -66,7 +69,7 @@ def greedy_search(
         model: anything with `initial_state` and `step`.
         memory: what `model.encode` returned.
         max_length: T, number of steps at most (the size of the buffers).
-        max_lengths: [B] steps at most for each row, or None for `max_length`.
+        max_lengths: [B] steps at most for each row, or None for `max_length`; never more than the model has room for.
         length_penalty: alpha of the score, log-probability / length**alpha, END counted.
         repetition_penalty, no_repeat_ngram_size, prompt: what must not come again, see `Repetition`; log-probabilities
             stay the model's own.
@@ -190,11 +193,11 @@ def _block_size(vocabulary):
 
 def check_sampling(temperature, top_k, top_p):
     """Refuses numbers that make no sense; None and tensors pass."""
-    if isinstance(temperature, (int, float)) and temperature < 0:
+    if isinstance(temperature, numbers.Real) and not temperature >= 0:
         raise ValueError(f"sample expects a temperature of at least 0. Received: temperature={temperature}")
-    if isinstance(top_k, int) and top_k < 1:
+    if isinstance(top_k, numbers.Integral) and top_k < 1:
         raise ValueError(f"sample expects top_k of at least 1, or None. Received: top_k={top_k}")
-    if isinstance(top_p, (int, float)) and not 0 < top_p <= 1:
+    if isinstance(top_p, numbers.Real) and not 0 < top_p <= 1:
         raise ValueError(f"sample expects top_p above 0 and at most 1, or None. Received: top_p={top_p}")
 
 
@@ -238,7 +241,7 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
     tokens, state = model.initial_state(memory, rooms[0], num_samples)
     count = ops.shape(tokens)[0]  # N
     rows = count // num_samples  # B
-    limits = _limits(max_lengths, max_length, rows)  # [B]
+    limits = _limits(model, memory, max_lengths, max_length, rows)  # [B]
     limits = ops.reshape(ops.repeat(limits, num_samples, axis=0), (count,))  # [N]
     attention = _attention_buffer(model, rooms, tokens, memory, state, count)
 
@@ -348,7 +351,7 @@ def beam_search(
     tokens, state = model.initial_state(memory, rooms[0], width)
     count = ops.shape(tokens)[0]  # N = B*W
     rows = count // width  # B
-    limits = _limits(max_lengths, max_length, rows)  # [B]
+    limits = _limits(model, memory, max_lengths, max_length, rows)  # [B]
     first_of_row = ops.arange(rows)[:, None] * width  # [B, 1]
     attention = _attention_buffer(model, rooms, tokens, memory, state, count)
     has_attention = len(attention.shape) == 3
@@ -542,11 +545,14 @@ def _score(log_probabilities, steps, length_penalty):
     return log_probabilities / ops.cast(ops.maximum(steps, 1), "float32") ** length_penalty
 
 
-def _limits(max_lengths, max_length, rows):
-    """Steps at most for each row, [B] int32, never more than the buffers hold."""
-    if max_lengths is None:
-        return ops.zeros((rows,), dtype="int32") + max_length
-    return ops.minimum(ops.cast(ops.convert_to_tensor(max_lengths), "int32"), max_length)
+def _limits(model, memory, max_lengths, max_length, rows):
+    """Steps at most for each row, [B] int32, never more than the buffers and the model's context hold."""
+    limits = ops.zeros((rows,), dtype="int32") + max_length
+    room = model.room(memory) if hasattr(model, "room") else None
+    for other in (max_lengths, room):
+        if other is not None:
+            limits = ops.minimum(ops.cast(ops.convert_to_tensor(other), "int32"), limits)
+    return ops.maximum(limits, 0)
 
 
 def _write(buffer, position, values):

@@ -109,6 +109,11 @@ class Prompts(Texts):
         import tensorflow as tf
 
         ids = self.tokenizer.tokenize(text).to_tensor(PAD)
+        unknown = tf.reduce_any(ids == UNK, axis=1)
+        message = "This model's vocabulary lacks a character of these rows; leave it out:"
+        check = tf.debugging.Assert(~tf.reduce_any(unknown), [message, tf.where(unknown)[:, 0]])
+        with tf.control_dependencies([check] if check is not None else []):
+            ids = tf.identity(ids)
         ids = started(tf.pad(ids, [[0, 0], [0, tf.maximum(1 - tf.shape(ids)[1], 0)]]))
         return {"source": ids}, ids != PAD
 

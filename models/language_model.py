@@ -34,10 +34,8 @@ class LanguageModel(TokenModel):
     carries no weight. Generate with `Pipeline(model)` or the functions of `keras_attention.models.decoding`: a prompt
     is processed once, all of its tokens together, each step then feeds one token, with a cache.
 
-    A prompt without any token begins with START. Learned positions end: prompt and continuation together have
-    `max_length` tokens at most, where decoding stops. The other positions have no end, but what lies beyond the
-    lengths that training has shown is seldom good. `Pipeline.stream` goes on from the last half of a context that
-    is full.
+    A prompt without any token begins with START. The context ends: prompt and continuation together have `max_length`
+    tokens at most, where every search stops. `Pipeline.stream` goes on from the last half of a context that is full.
 
     `LanguageModel.preset("gpt2", vocabulary)` has the sizes of a known model: nano, micro and mini (minGPT's; micro is
     nanoGPT's configuration for a CPU), small (nanoGPT's for one GPU), gpt, gpt2, gpt2_medium, gpt2_large, gpt2_xl
@@ -54,7 +52,8 @@ class LanguageModel(TokenModel):
             use_bias: of the blocks, see `TransformerDecoderBlock`. Pre-norm stacks end with one more normalization.
         position: "learned", added to the embeddings; "rotary", "alibi" or "relative", inside of the attention; None
             for none.
-        max_length: number of learned positions.
+        max_length: the context, in tokens: the number of learned positions; of other positions, which have no end of
+            their own, None for none. What lies beyond the lengths that training has shown is seldom good.
         tie_embeddings: the output layer uses the embeddings' matrix (Press and Wolf 2017).
         alignment_layer: the layer whose weights, averaged over its heads, `step` returns; the last one if None.
 
@@ -104,7 +103,7 @@ class LanguageModel(TokenModel):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _check_arguments(vocabulary, layers, position, alignment_layer)
+        _check_arguments(vocabulary, layers, position, max_length, alignment_layer)
         self.vocabulary = vocabulary
         self.width = width
         self.num_heads = num_heads
@@ -156,7 +155,7 @@ class LanguageModel(TokenModel):
     @property
     def max_source_length(self):
         """The longest prompt, and the most tokens of prompt and continuation together; None for no limit."""
-        return self.max_length if self.position == "learned" else None
+        return self.max_length
 
     def _block(self, name):
         inside = {
@@ -231,8 +230,9 @@ class LanguageModel(TokenModel):
         """Keys and values of each prompt without its last token, which is the first one fed. Axis B.
 
         Args:
-            x: a dict with "source", ids [B, S]: the prompts, padded behind their end. An empty one is START alone. Of
-                one that is longer than `max_source_length` everything is NaN.
+            x: a dict with "source", ids [B, S]: the prompts, padded behind their end. An empty one is START alone. One
+                that is longer than `max_source_length` has no room for an answer, and with learned positions all of
+                its logits are NaN.
         """
         check_input(self, x, ("source",))
         ids = ops.convert_to_tensor(x["source"])
@@ -257,6 +257,11 @@ class LanguageModel(TokenModel):
         tokens = ops.repeat(memory["tokens"][:, 0], beam_width, axis=0)
         count = ops.shape(memory["tokens"])[0] * beam_width
         return tokens, {"layers": [block.initial_cache(count, max_length) for block in self.blocks]}
+
+    def room(self, memory):
+        """How many tokens the context still takes behind each prompt, [B], the last of which is not read any more; None
+        without an end."""
+        return None if self.max_length is None else self.max_length - memory["positions"][:, 0]
 
     def grow(self, state, max_length):
         """The state with caches of `max_length` tokens, at least as many as they have room for."""
@@ -316,13 +321,18 @@ def _check_ids(model, name, ids):
         )
 
 
-def _check_arguments(vocabulary, layers, position, alignment_layer):
+def _check_arguments(vocabulary, layers, position, max_length, alignment_layer):
     for name, value in (("vocabulary", vocabulary), ("layers", layers)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"LanguageModel expects {name} to be a positive integer. Received: {name}={value!r}")
     if position is not None and position not in POSITIONS:
         raise ValueError(
             f"LanguageModel expects position to be one of {', '.join(POSITIONS)}, or None. Received: {position=}"
+        )
+    if max_length is None and position == "learned" or max_length is not None and max_length < 1:
+        raise ValueError(
+            "LanguageModel expects max_length to be a positive integer, or None with positions that are not learned. "
+            f"Received: {max_length=}, {position=}"
         )
     if alignment_layer is not None and not 0 <= alignment_layer < layers:
         raise ValueError(

@@ -17,7 +17,7 @@ from .decoding import beam_search, check_sampling, sample, uniform_numbers
 from .files import atomic_write, load_weights, save_weights
 from .inputs import inputs_for
 from .repetition import Repetition
-from .tokenizers import load_tokenizer, save_tokenizer
+from .tokenizers import UNFINISHED, load_tokenizer, save_tokenizer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 _told = set()  # terms that were printed
@@ -111,7 +111,7 @@ class Pipeline:
         terms: what the data that the weights were trained on are for, or None; `save` keeps it, `load` prints it once.
 
     An empty input gives an empty answer with score 0. A language model's inputs are prompts, its answers what comes
-    after them (an empty prompt is START alone); where learned positions end, so does the answer.
+    after them (an empty prompt is START alone); where its context ends, so does the answer.
 
     Example, ids in and out:
 
@@ -208,7 +208,7 @@ class Pipeline:
         """What a language model writes after a prompt, piece by piece, as it is written.
 
         The pieces are those of `pipeline([prompt], temperature=..., seed=...)`; without any temperature the most
-        probable ones. Where a context of learned positions is full, writing goes on from its last half.
+        probable ones. Where the context is full, writing goes on from its last half.
 
         Args:
             prompt: a text (ids, without tokenizer).
@@ -366,13 +366,13 @@ class Pipeline:
     def limits(self, lengths, max_length):
         """Steps at most for each row, from its own source length [B]; none for an empty source.
 
-        A language model's prompt and answer together have the length that it has learned, at most.
+        A language model's prompt and answer together have the length of its context, at most.
         """
         import tensorflow as tf
 
-        if self.continues:
+        if self.continues:  # an empty prompt is START, one piece
             context = self.model.max_source_length or 2**31 - 2
-            return tf.minimum(max_length, context - lengths + 1)
+            return tf.minimum(max_length, context - tf.maximum(lengths, 1) + 1)
         limits = tf.math.ceil(self.options.length_ratio * tf.cast(lengths, tf.float32))
         limits = tf.minimum(tf.cast(limits, tf.int32) + self.options.length_offset, max_length)
         return tf.where(lengths > 0, limits, 0)
@@ -438,10 +438,14 @@ class Pipeline:
             return self.target_tokenizer.detokenize(ids)
         prompts = tf.repeat(x["source"], answers, axis=0)
         whole = self.target_tokenizer.detokenize(tf.concat([prompts, ids], axis=1))
-        begins = tf.strings.length(self.target_tokenizer.detokenize(prompts))
+        told = self.target_tokenizer.detokenize(prompts)
         # A prompt of ids may end inside of a character, which the answer completes.
-        begins = tf.minimum(begins, tf.strings.length(whole))
-        return tf.strings.substr(whole, begins, tf.strings.length(whole))
+        complete = tf.strings.regex_replace(told, f"[{UNFINISHED}]+$", "")
+        lengths = tf.strings.length(whole)
+        begins = tf.minimum(tf.strings.length(told), lengths)
+        goes_on = tf.strings.substr(whole, tf.zeros_like(begins), begins) == told
+        begins = tf.where(goes_on, begins, tf.strings.length(complete))
+        return tf.strings.substr(whole, begins, lengths)
 
     def check_inputs(self, inputs):
         """Inputs as a list of bytes, or of arrays; one sentence for anything that the model does not accept.

@@ -6,13 +6,15 @@ Signatures, all with the same input (`text` [B], or `tokens` [B, S] padded with 
     serving_xla      the same, its decode loop compiled by XLA
     serving_nbest    the W best answers: every output has an axis W behind B
     serving_sampled  (of a language model) an answer that is drawn; takes also `seed`, `temperature`, `top_k` (0: all),
-                     `top_p` (1: all) and `max_length`, scalars. Row i draws from (seed, i)
+                     `top_p` (1: all) and `max_length` (that of the pipeline at most), scalars, so that a server must
+                     not merge its requests. Row i draws from (seed, i)
 Outputs: `text`, `source_pieces`, `target_pieces` (where there is a tokenizer), `target_ids` [B, T], `score` [B],
 `log_probability` [B] and `attention` [B, T, S] (where the model attends; of an image also `attention_map` [B, T, h,
 w]; of a language model [B, T, S + T], a column for each piece of the prompt and then of the answer). Where there are
 fewer than W answers, the others are empty and their `log_probability` is below -1e29.
 
-A server merges the requests of several callers: an input longer than the model accepts fails the whole batch.
+A server may merge the requests of several callers: an input longer than the model accepts, or a language model's prompt
+with a character that its vocabulary lacks, fails the whole batch.
 """
 
 import contextlib
@@ -83,7 +85,7 @@ def _module(pipeline):
         del sampled["rows"]
         length = {"max_length": tf.TensorSpec([], tf.int32, "max_length")}
         given["serving_sampled"] = {**pipeline.signature(), **sampled, **length}
-        functions["serving_sampled"] = _best(_numbered(pipeline.trace(1, 1, sampling=True, weights=weights)))
+        functions["serving_sampled"] = _best(_numbered(pipeline.trace(1, 1, sampling=True, weights=weights), longest))
     signatures = {
         key: tf.function(call, autograph=False).get_concrete_function(**given[key]) for key, call in functions.items()
     }
@@ -165,12 +167,16 @@ def _all(answer):
     return call
 
 
-def _numbered(answer):
-    """What `answer` draws, the rows numbered as they stand."""
+def _numbered(answer, longest):
+    """What `answer` draws, the rows numbered as they stand; a `max_length` is refused that no server would have memory
+    for."""
     import tensorflow as tf
 
-    def call(**inputs):
-        rows = tf.range(tf.shape(inputs["text" if "text" in inputs else "tokens"])[0])
-        return answer(rows=rows, **inputs)
+    def call(max_length, **inputs):
+        message = f"max_length must be at most {longest}, the max_length that the model was exported with. Received:"
+        check = tf.debugging.Assert(max_length <= longest, [message, max_length])
+        with tf.control_dependencies([check] if check is not None else []):
+            rows = tf.range(tf.shape(inputs["text" if "text" in inputs else "tokens"])[0])
+        return answer(rows=rows, max_length=max_length, **inputs)
 
     return call

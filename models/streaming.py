@@ -5,9 +5,9 @@ import numpy as np
 
 from .decoding import draw, uniform_numbers
 from .repetition import Repetition
-from .tokenizers import END, PAD, START
+from .tokenizers import END, PAD, START, UNFINISHED
 
-UNFINISHED = "\ufffd\x10"  # what the last character of a text may still change from
+TAIL = 32  # tokens that are written as text again for each new one
 BUCKET = 64  # prompts and caches are rounded up to multiples of this, so that few shapes are traced
 
 
@@ -92,28 +92,48 @@ def _multiple(length):
 
 class _Text:
     """Tokens as they come, as text; what may still change is held back: the bytes of half a character, and a sign that
-    the tokenizer has escaped."""
+    the tokenizer has escaped.
+
+    Of a long text only the last tokens are looked at, and of what they say `sent` is the part that is out.
+    """
 
     def __init__(self, pipeline, ids):
         self.tokenizer = pipeline.target_tokenizer
         self.ids = list(ids)
-        self.sent = self._whole().rstrip(UNFINISHED)
+        self.sent = self._whole()
+        self._forget()
 
     def more(self, token):
         """Yields what the token adds."""
         self.ids.append(token)
         if self.tokenizer is None:
             yield token
-        elif added := self._whole()[len(self.sent) :].rstrip(UNFINISHED):
+            return
+        whole = self._whole()
+        if not whole.startswith(self.sent):  # a prompt of ids ended inside of a character
+            self.sent = self.sent.rstrip(UNFINISHED)
+        if added := whole[len(self.sent) :].rstrip(UNFINISHED):
             self.sent += added
             yield added
+        self._forget()
 
     def rest(self):
         """Yields what was held back, at the end."""
         if self.tokenizer is not None and (added := self._whole()[len(self.sent) :]):
             yield added
 
+    def _forget(self):
+        """Drops all but the last tokens, where that does not cut a character."""
+        if self.tokenizer is None or len(self.ids) < 2 * TAIL:
+            return
+        tail = self._written(self.ids[-TAIL:])
+        if tail and self.sent.endswith(tail) and not tail.startswith(UNFINISHED[0]):
+            self.ids, self.sent = self.ids[-TAIL:], tail
+
     def _whole(self):
-        if self.tokenizer is None or not self.ids:
+        return self._written(self.ids)
+
+    def _written(self, ids):
+        if self.tokenizer is None or not ids:
             return ""
-        return self.tokenizer.detokenize(np.array([self.ids], "int32")).numpy()[0].decode("utf-8")
+        return self.tokenizer.detokenize(np.array([ids], "int32")).numpy()[0].decode("utf-8")

@@ -32,6 +32,7 @@ _BYTE_PIECE = re.compile(rb"<0x([0-9A-F]{2})>")
 # is escaped before: U+2581 becomes _MARK _BLOCK, and a _MARK of the text becomes _MARK _SELF.
 _BLOCK_SIGN = "\u2581"
 _MARK, _BLOCK, _SELF = "\x10", "\x11", "\x12"
+UNFINISHED = f"\ufffd{_MARK}"  # how a text ends that more ids may still change: half a character, half an escaped one
 
 
 class _Tokenizer:

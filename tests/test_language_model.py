@@ -82,7 +82,7 @@ def test_steps_equal_one_call(name, prompt):
         assert np.all(attended[:, first:columns] == 0) and np.all(attended[:, columns + t + 1 :] == 0)
 
 
-PROMPTS = np.array([[0, 0, 0, 0], [5, 0, 0, 0], [9, 9, 0, 0], [12, 4, 5, 0], [4, 7, 6, 10]])
+PROMPTS = np.tile([4, 7, 6, 10, 12, 5, 9], (L + 1, 1)) * (np.arange(L) < np.arange(L + 1)[:, None])  # none to L
 
 
 @every_configuration
@@ -91,7 +91,7 @@ def test_a_batch_of_prompts_of_all_lengths_is_each_alone(name):
     together = beam_search(model, model.encode({"source": PROMPTS}), 4, beam_width=3, num_return=3)
     numbers = uniform_numbers(3, len(PROMPTS), 4, num_samples=2)
     drawn = sample(model, model.encode({"source": PROMPTS}), numbers, num_samples=2)
-    assert len(set(map(tuple, to_numpy(drawn.ids).reshape(10, -1).tolist()))) > 5
+    assert len(set(map(tuple, to_numpy(drawn.ids).reshape(2 * len(PROMPTS), -1).tolist()))) > 5
     for row, prompt in enumerate(PROMPTS):
         alone = model.encode({"source": prompt[None, : max(1, np.count_nonzero(prompt))]})
         one = beam_search(model, alone, 4, beam_width=3, num_return=3)
@@ -133,6 +133,24 @@ def test_a_context_that_is_full_disturbs_no_other_row():
     assert np.all(np.isfinite(to_numpy(found.log_probabilities)))
 
 
+def test_every_search_stops_where_the_context_ends():
+    model = make("learned")
+    prompts = np.array([[4, 5, 6, 7, 0, 0, 0, 0], [4, 5, 6, 7, 8, 9, 10, 0], [4, 5, 6, 7, 8, 9, 10, 11]])
+    memory = model.encode({"source": prompts})
+    assert to_numpy(model.room(memory)).tolist() == [4, 1, 0]
+    for found in (
+        greedy_search(model, memory, 20),
+        beam_search(model, memory, 20, beam_width=2),
+        sample(model, memory, uniform_numbers(1, 3, 20)),
+    ):
+        lengths = to_numpy(found.lengths)[:, 0]
+        assert np.all(lengths <= [4, 1, 0])
+        assert np.all(to_numpy(found.ids)[:, 0, 4:] == 0)
+    alone = greedy_search(model, model.encode({"source": prompts[:1, :4]}), 4)
+    np.testing.assert_array_equal(to_numpy(greedy_search(model, memory, 20).ids)[0, 0, :4], to_numpy(alone.ids)[0, 0])
+    assert make("rotary, grouped, rms, gated", max_length=None).room(memory) is None
+
+
 def test_stock_keras_trains_it():
     keras.utils.set_random_seed(1)
     model = LanguageModel(12, width=16, num_heads=2, layers=1, dropout=0.0, max_length=8)
@@ -162,6 +180,8 @@ def test_a_fit_without_logits_has_the_history_of_one_with_them():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: make(max_length=None), "or None with positions that are not learned. Received: max_length=None"),
+        (lambda: make(max_length=0), "max_length to be a positive integer.*Received: max_length=0"),
         (lambda: make(position="fourier"), "one of learned, rotary, alibi, relative, or None.*'fourier'"),
         (lambda: make(vocabulary=0), "vocabulary to be a positive integer. Received: vocabulary=0"),
         (lambda: make(alignment_layer=2), "0 to 1. Received: alignment_layer=2"),

@@ -233,6 +233,50 @@ def test_evaluate_gives_the_loss_of_the_run(run, tmp_path):
     assert "no language model" in ask("evaluate", out, tmp_path / "val.txt", "--compare", "dates").stderr
 
 
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "unigram"])
+def test_texts_of_other_pieces_train_and_are_gone_on_with(kind, tmp_path, no_export):
+    text = VERSE * 8
+    tokenizer = {"kind": kind, **({} if kind == "bytes" else {"vocabulary_size": 286})}
+    training = {"epochs": 1, "monitor": "val_perplexity"}
+    given = recipe(write(tmp_path / "text.txt", text), target_tokenizer=tokenizer, training=training)
+    train(given, tmp_path / "run", say=lambda text: None)
+    asked = Pipeline.load(tmp_path / "run")
+    held_out = text[int(0.9 * len(text)) :]
+    ids = texts.tokenize_text(held_out, asked.target_tokenizer)
+    assert asked.target_tokenizer.detokenize(ids[None]).numpy()[0].decode() == held_out
+    scores = json.loads(ask("evaluate", tmp_path / "run", write(tmp_path / "val.txt", held_out), "--json").stdout)
+    assert scores["tokens"] == len(ids) - 1 and scores["characters"] == len(held_out)
+    answer = ask("predict", tmp_path / "run", "ein Hund", "--temperature", 1, "--max-length", 8).stdout
+    assert answer == asked(["ein Hund"], temperature=1.0, max_length=8)[0].text + "\n"
+
+
+def test_characters_that_the_vocabulary_lacks_are_told(tmp_path, no_export):
+    given = recipe(
+        write(tmp_path / "text.txt", "abc abd\n" * 40),
+        data={"val_source": str(write(tmp_path / "val.txt", "abc aé가b\n" * 4))},
+        target_tokenizer={"byte_fallback": False},
+        training={"epochs": 1},
+    )
+    said = []
+    train(given, tmp_path / "run", say=said.append)
+    assert any("the vocabulary lacks 'é', '가', which are read as one" in line for line in said)
+    result = ask("evaluate", tmp_path / "run", tmp_path / "val.txt")
+    assert result.exit_code == 2 and "characters that the model's vocabulary lacks: 'é', '가'." in result.stderr
+
+
+def test_a_run_that_writes_end_at_once_is_finished(tmp_path, monkeypatch):
+    def nothing(*arguments, **options):
+        raise ValueError("Nothing is written for 'ein': there are no weights to look at.")
+
+    monkeypatch.setattr("keras_attention.training.train.attention_scores", nothing)
+    monkeypatch.setattr("keras_attention.models.Pipeline.export", lambda self, folder: folder)
+    said = []
+    out = tmp_path / "run"
+    metrics = train(recipe(write(tmp_path / "text.txt", VERSE * 8), training={"epochs": 1}), out, say=said.append)
+    assert "Nothing is written for 'ein': there are no weights to look at." in said
+    assert [Path(path).name for path in metrics["plots"]] == ["history.png"]
+
+
 def write(path, text):
     path.write_text(text, encoding="utf-8")
     return path
@@ -388,7 +432,55 @@ def test_a_stream_never_gives_half_a_character():
         for place, part in enumerate(parts[:-1]):
             assert not part.endswith("\ufffd"), place
         seen += whole
-    assert seen
+    assert len(seen.encode()) > len(seen) + 10 and len(parts) > 3  # characters of several bytes, one after the other
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "expected"),
+    [
+        (b"a\xc3", b"\xa9b", "éb"),
+        (b"a\xf0\x9f\x98", b"\x80b", "\U0001f600b"),
+        (b"a\xf0\x9f\x98", b"b", "b"),  # the character is never completed
+        (b"a", b"\xc3\xa9", "é"),
+        (b"", b"b", "b"),
+    ],
+)
+def test_an_answer_completes_a_prompt_of_ids_that_ends_inside_of_a_character(prompt, answer, expected):
+    import tensorflow as tf
+
+    from keras_attention.models.streaming import _Text
+
+    asked = Pipeline(pipeline(CharacterTokenizer("")).model, None, CharacterTokenizer(""))
+    ids, written = ([[byte + 4 for byte in data]] for data in (prompt, answer))
+    found = asked._texts({"source": tf.constant(ids, tf.int32)}, tf.constant([written], tf.int32))
+    assert found.numpy()[0].decode() == expected
+    text = _Text(asked, ids[0])
+    parts = [part for token in written[0] for part in text.more(token)]
+    assert "".join([*parts, *text.rest()]) == expected
+
+
+def test_a_stream_gives_only_what_is_new_after_a_damaged_prompt():
+    tokenizer = CharacterTokenizer("")
+    asked = pipeline(tokenizer, max_length=64)
+    for prompt in (b"abc\xff", "abc\ufffd", "abc\x10"):
+        assert "".join(asked.stream(prompt, **DRAWN)) == asked([prompt], **DRAWN)[0].text
+
+
+def test_a_long_stream_is_the_whole_text():
+    """Far longer than what is written anew for each token."""
+    for tokenizer in (CharacterTokenizer(""), SentencePieceTokenizer.learn(VERSE.split("\n"), 310)):
+        asked = pipeline(tokenizer, max_length=400)
+        for prompt in ("", "가 나 € " * 9):
+            given = {"temperature": 2.0, "seed": 1, "max_length": 250}
+            assert "".join(asked.stream(prompt, **given)) == asked([prompt], **given)[0].text
+
+
+def test_a_served_prompt_with_a_character_that_the_vocabulary_lacks_is_refused(tmp_path):
+    import tensorflow as tf
+
+    answer = pipeline().function()
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"vocabulary lacks a character of these rows.*\[1\]"):
+        answer(text=tf.constant(["abc", "abz"]), max_length=tf.constant(5))
 
 
 def test_ids_in_and_out(tmp_path):
@@ -408,7 +500,7 @@ def test_ids_in_and_out(tmp_path):
     given = {"seed": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_length": 4}
     wrong = {"temperature": (-1.0, "temperature must be at least 0"), "top_k": (-2, "top_k must be at least 1")}
     wrong |= {"top_p": (0.0, "top_p must be above 0"), "max_length": (0, "max_length must be at least 1")}
-    for name, (value, message) in wrong.items():
+    for name, (value, message) in [*wrong.items(), ("max_length", (7, "max_length must be at most 6"))]:
         constants = {key: tf.constant(number) for key, number in {**given, name: value}.items()}
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             sampled(tokens=tf.constant([[4, 5, 6]]), **constants)
@@ -419,6 +511,8 @@ def test_ids_in_and_out(tmp_path):
     [
         (lambda p: p(["abz"]), ValueError, "vocabulary lacks 'z'. Received: input 0, 'abz'"),
         (lambda p: p(["a"], temperature=-1.0), ValueError, "temperature of at least 0"),
+        (lambda p: p(["a"], temperature=float("nan")), ValueError, "temperature of at least 0"),
+        (lambda p: p.stream("a", temperature=np.float32(-1)), ValueError, "temperature of at least 0"),
         (lambda p: p(["a"], temperature=1.0, beam_width=2), ValueError, "with a beam, or drawn at a temperature"),
         (lambda p: p(["a"], top_p=0.5), ValueError, "give temperature=1.0"),
         (lambda p: p(["a"], temperature=1.0, seed=2**31), ValueError, "a seed from 0 to 2147483647"),

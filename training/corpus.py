@@ -33,7 +33,7 @@ from .datasets import (
 )
 from .errors import InputError
 from .tasks import get_task
-from .texts import beginnings, line_ends, read_texts, tokenize_text, windows
+from .texts import beginnings, line_ends, read_texts, tokenize_text, unknown_characters, windows
 
 VOCABULARY_EXAMPLES = 100000  # of a task, to learn tokenizers from
 KINDS = {
@@ -190,7 +190,11 @@ def _from_text(recipe, folder, begin_with):
         _save_tokenizers(tokenizers, folder)
         stored.mkdir(parents=True, exist_ok=True)
         for name, text in zip(SPLITS, (train, val), strict=True):
-            TokenSequences.from_lists([tokenize_text(text, tokenizers[1])]).save(stored / f"{name}.target")
+            ids = tokenize_text(text, tokenizers[1])
+            if unknown := unknown_characters(text, ids, tokenizers[1]):
+                shown = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+                notes.append(f"{name}: the vocabulary lacks {shown}, which are read as one and the same unknown piece.")
+            TokenSequences.from_lists([ids]).save(stored / f"{name}.target")
         description = {
             "target_vocabulary": tokenizers[1].vocabulary_size,
             "line_ends": line_ends(tokenizers[1]),

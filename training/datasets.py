@@ -55,7 +55,7 @@ def read_lines(path):
     except OSError as error:
         raise InputError(f"Cannot read {path} ({error.strerror}): expected a text file in UTF-8.") from None
     if not data:
-        raise InputError(f"{path} is empty: expected one line of text per example.")
+        raise InputError(f"{path} is empty: expected text.")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -13,7 +13,7 @@ from .datasets import read_parallel, read_tsv, tokenize_pairs
 from .errors import InputError
 from .metrics import Perplexity, TokenAccuracy
 from .scores import check_metric, check_tokenizer, scores_by_length, source_lengths, text_scores
-from .texts import all_windows, read_text, tokenize_text
+from .texts import all_windows, read_text, tokenize_text, unknown_characters
 
 CHUNK = 512  # texts decoded between two signs of progress
 
@@ -110,6 +110,9 @@ def evaluate_text(pipeline, path, window, progress=iter):
     """
     began, text = time.perf_counter(), read_text(path)
     ids = tokenize_text(text, pipeline.target_tokenizer)
+    if unknown := unknown_characters(text, ids, pipeline.target_tokenizer):
+        shown = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+        raise InputError(f"{path} has characters that the model's vocabulary lacks: {shown}. Leave them out.")
     metrics = [TokenAccuracy(), Perplexity()]
     for x, y in progress(Batches(*all_windows(ids, window), token_budget=4096, bucket_width=1, shuffle=False)):
         logits = pipeline.model(x, training=False)

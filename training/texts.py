@@ -86,6 +86,14 @@ def tokenize_text(text, tokenizer):
     return np.concatenate(ids)
 
 
+def unknown_characters(text, ids, tokenizer):
+    """Those of a text that its ids have lost, sorted."""
+    if not np.any(ids == UNK):
+        return []
+    known = tokenizer.detokenize(ids[None]).numpy()[0].decode("utf-8")
+    return sorted(set(text) - set(known)) or ["\ufffd"]
+
+
 def beginnings(text, tokenizer, longest, count=10):
     """The first lines of a text, cut to `longest` pieces, as prompts; those that the tokenizer cannot read are left
     out."""

@@ -347,7 +347,10 @@ def _plots(out, pipeline, corpus, history, say):
         figures = {"history.png": plots.plot_history(history)}
         if pipeline.continues:
             prompt = next(iter(corpus.samples.sources), "")
-            figures["heads.png"] = plots.plot_heads(attention_scores(pipeline, prompt, max_length=20))
+            try:
+                figures["heads.png"] = plots.plot_heads(attention_scores(pipeline, prompt, max_length=20))
+            except ValueError as error:  # END at once
+                say(str(error))
             return _saved(figures, folder)
         sources = corpus.samples.sources[:8]  # of which one, at least, should have an answer that is not empty
         results = zip(sources, pipeline(sources), strict=True)

@@ -65,6 +65,7 @@ OPTIONAL = {
     **dict.fromkeys(("embedding_width", "max_source_length", "num_key_value_heads", "alignment_layer"), int | None),
     **dict.fromkeys(("attention", "position"), str | None),
     "feed_forward_units": int | None,
+    "max_length": int | None,
 }
 NOT_IN_RECIPES = ("source_width", "source_embedding", "target_embedding")
 
@@ -429,7 +430,7 @@ def _check_transformer(recipe, where):
         )
     longest = max(recipe.data.max_source_length, recipe.data.max_target_length + 1)
     needed = -(-longest // recipe.training.bucket_width) * recipe.training.bucket_width
-    if model["position"] == "learned" and model["max_length"] < needed:
+    if model["position"] == "learned" and (model["max_length"] or 0) < needed:
         raise InputError(
             f"{where}: model.position=learned needs model.max_length of at least {needed}, the longest text of "
             f"[data] rounded up to a multiple of training.bucket_width. Received: {model['max_length']}"
@@ -440,10 +441,10 @@ def _check_language_model(recipe, where):
     """What fits together in the recipe of a language model."""
     data, model = recipe.data, recipe.model
     _check_heads(model, where)
-    if model["position"] == "learned" and model["max_length"] < data.window:
+    if (model["max_length"] or 0) < data.window and (model["max_length"] or model["position"] == "learned"):
         raise InputError(
-            f"{where}: model.position=learned needs model.max_length of at least data.window, {data.window}. Received: "
-            f"{model['max_length']}"
+            f"{where}: a language model needs a context model.max_length of at least data.window, {data.window}. "
+            f"Received: {model['max_length']}"
         )
     if model["alignment_layer"] is not None and model["alignment_layer"] >= model["layers"]:
         raise InputError(
