@@ -1,5 +1,6 @@
 """Backbones: Keras models from images [B, height, width, 3], numbers from 0 to 255, to grids [B, h, w, C]."""
 
+import re
 from pathlib import Path
 
 import keras
@@ -98,10 +99,10 @@ def make_backbone(name, image_size, weights=None, layer=None, trainable=True, al
         name: "small"; a network of keras.applications, such as "MobileNet"; or the path of a .keras file with a model
             of your own, which reads numbers from 0 to 255 and has its weights already.
         image_size: (height, width).
-        weights: the path of a .h5 file with the weights (without the top), or None for random ones. Nothing is
-            downloaded.
+        weights: the path of a .h5 file with the weights (without the top); "imagenet", which Keras downloads once; or
+            None for random ones.
         layer: the layer whose output is the grid; the last one if None.
-        trainable: False to freeze it.
+        trainable: False to freeze it; with True the layers of a model of your own stay frozen that are.
         alpha: the width multiplier of a MobileNet.
 
     Raises:
@@ -121,7 +122,8 @@ def make_backbone(name, image_size, weights=None, layer=None, trainable=True, al
         backbone = _from_file(name, weights, layer, alpha)
     else:
         backbone = small(image_size) if name == OWN else _application(name, image_size, weights, layer, alpha)
-    backbone.trainable = trainable
+    if not trainable:
+        backbone.trainable = False
     return backbone
 
 
@@ -158,8 +160,15 @@ def _application(name, image_size, weights, layer, alpha):
         raise ValueError(
             f"backbone.name must be one of {OWN}, {', '.join(sorted(known))}, or a .keras file. Received: {name!r}"
         )
-    if weights is not None and not Path(weights).is_file():
-        raise ValueError(f"backbone.weights must be a file of {name}'s weights. Received: {weights}, which is none.")
+    if weights not in (None, "imagenet") and not Path(weights).is_file():
+        raise ValueError(
+            f"backbone.weights must be imagenet, or a file of {name}'s weights. Received: {weights}, which is none."
+        )
+    if weights not in (None, "imagenet") and re.fullmatch(r"EfficientNetB\d", name):
+        raise ValueError(
+            f"Keras scales the images of {name} as its weights want them for weights=imagenet alone. Received: "
+            f"{weights}; take imagenet, an EfficientNetV2, or give the path of a .keras file of your own as the name."
+        )
     options = {} if alpha is None else {"alpha": alpha}
     try:
         network = build(input_shape=(*image_size, 3), include_top=False, weights=weights, **options)

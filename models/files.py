@@ -53,7 +53,15 @@ def load_weights(folder):
         raise ValueError(f"The weights in {folder} do not fit model.json: the files do not belong together.")
     for weight, array in zip(model.weights, arrays, strict=True):
         weight.assign(array.astype(weight.dtype))
+    settle(model)
     return model
+
+
+def settle(model):
+    """Tells the layers that compute with more than their weights, Keras's Normalization, that those were assigned."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None and layer.built:
+            layer.finalize_state()
 
 
 def _half(array):

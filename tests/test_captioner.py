@@ -19,6 +19,7 @@ from keras_attention.models import (
     beam_search,
 )
 from keras_attention.models.backbones import make_backbone
+from keras_attention.models.files import load_weights, save_weights
 from keras_attention.models.tokenizers import START
 from keras_attention.training.losses import MaskedCrossEntropy
 
@@ -243,8 +244,13 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_captioned(pictures, tmp_pa
     with pytest.raises(ValueError, match="Input 1: .*a GIF"):
         pipeline.check_inputs(rows)
     function = pipeline.function()
-    for data in bad.values():  # a server's call fails as a whole
-        with pytest.raises(tf.errors.InvalidArgumentError):
+    told = dict.fromkeys(bad, "Expected the bytes of a JPEG or PNG image") | {
+        "cut short": "Invalid JPEG data",
+        "cut short too": "Invalid JPEG data",
+        "damaged": "Invalid PNG data",
+    }
+    for word, data in bad.items():  # a server's call fails as a whole
+        with pytest.raises(tf.errors.InvalidArgumentError, match=told[word]):
             function(image=tf.constant([pictures["jpeg"], data]), max_length=tf.constant(4))
     with pytest.raises(TypeError, match="reads images: the bytes of.*input 0 is a int"):
         pipeline([3])
@@ -267,10 +273,38 @@ def test_backbones_by_name_scale_give_a_grid_and_freeze(tmp_path):
     again = make_backbone("MobileNet", (64, 64), weights=str(tmp_path / "network.weights.h5"), alpha=0.25)
     np.testing.assert_allclose(to_numpy(again(image)), to_numpy(network(image / 127.5 - 1)), atol=1e-5)
     assert make_backbone("MobileNet", (64, 64), layer="conv_pw_11_relu", alpha=0.25).output_shape == (None, 4, 4, 128)
+    again.layers[-1].layers[1].trainable = False
     again.save(tmp_path / "own.keras")
+    tuned = make_backbone(str(tmp_path / "own.keras"), (64, 64), trainable=True)
+    assert 0 < len(tuned.trainable_weights) == len(again.trainable_weights)
+    assert not tuned.layers[-1].layers[1].trainable  # as its owner left it
     own = make_backbone(str(tmp_path / "own.keras"), (64, 64), trainable=False)
     assert not own.trainable_weights
     np.testing.assert_allclose(to_numpy(own(image)), to_numpy(again(image)), atol=1e-5)
+
+
+def test_weights_by_name_are_those_that_keras_knows(monkeypatch):
+    asked, build = [], keras.applications.MobileNet
+
+    def mobile_net(weights, **options):
+        asked.append(weights)
+        return build(weights=None, **options)
+
+    monkeypatch.setattr(keras.applications, "MobileNet", mobile_net)
+    make_backbone("MobileNet", (64, 64), weights="imagenet", alpha=0.25)
+    assert asked == ["imagenet"]
+
+
+def test_an_adapted_normalization_is_kept(tmp_path):
+    """Its weights alone do not say that it was adapted."""
+    normalize = keras.layers.Normalization(mean=None)
+    normalize.build((None, *SIZE, 3))
+    normalize.adapt(IMAGES)
+    backbone = keras.Sequential([keras.Input((*SIZE, 3)), normalize, keras.layers.Conv2D(C, 4, strides=4)])
+    model = ImageCaptioner(backbone, DECODERS["attention"](), SIZE)
+    save_weights(model, tmp_path)
+    loaded = load_weights(tmp_path)
+    np.testing.assert_allclose(to_numpy(loaded.grid(IMAGES)), to_numpy(model.grid(IMAGES)), atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from keras_attention.models import Pipeline
 from keras_attention.training import captions as of_images
-from keras_attention.training.batching import GridSequences
+from keras_attention.training.batching import GridSequences, ImageSequences
+from keras_attention.training.caption_scores import caption_scores
 from keras_attention.training.captions import find_captions, keep_grids, keep_images, read_captions, split_by_image
 from keras_attention.training.cli import main
 from keras_attention.training.errors import InputError
@@ -58,6 +60,9 @@ def test_three_forms_say_the_same(tmp_path):
         assert "1 empty captions were left out" in found.note
         assert found.of_images() == [["A dog .", "The dog"], ["Two cats"]]
     assert find_captions(tmp_path, "val") is None
+    coco["annotations"].append({"image_id": 17, "caption": "Nowhere"})
+    (tmp_path / "t.json").write_text(json.dumps(coco))
+    assert read_captions(tmp_path / "t.json").images[-1] == "(no file_name for image_id 17)"  # and so missing
     (tmp_path / "dev.json").write_text("{}")
     assert find_captions(tmp_path, "val") == tmp_path / "dev.json"
 
@@ -137,7 +142,12 @@ def test_images_and_grids_are_kept_once_and_an_interrupted_call_goes_on(data, tm
     np.testing.assert_array_equal(sequences.inputs([1], 0)["source"][0], grids[3, 1].astype("float32"))
 
 
-EPOCHS_2 = ("--set", "training.epochs=2")
+def test_empty_rows_of_a_batch_show_images():
+    """Or a batch normalization would see what stands behind the batch's end."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), "uint8")
+    batch = ImageSequences(images).inputs([2, 0, -1, -1, -1], 0)["image"]
+    np.testing.assert_array_equal(batch, images[[2, 0, 2, 0, 2]])
+    assert not ImageSequences(images).inputs([-1, -1], 0)["image"].any()
 
 
 def call(*arguments):
@@ -163,6 +173,11 @@ def test_a_captioner_trains_on_files(data, tmp_path, trainable):
     )
     assert result.exit_code == 0, result.output
     assert call("predict", tmp_path / "run", data / "images" / "25.png").exit_code == 0
+    history = (tmp_path / "run" / "history.json").read_text()
+    again = ("train", "flickr8k", "--data", data, "--out", tmp_path / "run", "--resume")
+    go_on_from_the_first_epoch(tmp_path / "run")
+    assert call(*again).exit_code == 0
+    assert (tmp_path / "run" / "history.json").read_text() == history
     if trainable:
         return
     # The backbone is tuned from there.
@@ -177,6 +192,54 @@ def test_a_captioner_trains_on_files(data, tmp_path, trainable):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-4)
     result = call("train", "flickr8k", "--data", data, "--init", "dates", "--out", tmp_path / "wrong")
     assert result.exit_code == 2 and "the run of --init reads text" in result.output
+
+
+def go_on_from_the_first_epoch(run):
+    for path in ("checkpoints/epoch-00001.npz", "metrics.json"):
+        (run / path).unlink()
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("no_export")
+def test_a_frozen_backbone_that_was_tuned_sees_the_same_after_a_resume(data, tmp_path):
+    """Grids are made by the weights of --init, not by those that the backbone is built with."""
+    assert train(data, tmp_path / "tuned", "backbone.trainable=true", "training.learning_rate=0.01").exit_code == 0
+    given = [part for each in (*SMALL, "training.epochs=2") for part in ("--set", each)]
+    given += ["--init", tmp_path / "tuned", "--out", tmp_path / "run", "--set", "backbone.trainable=false"]
+    result = call("train", "flickr8k", "--data", data, *given)
+    assert result.exit_code == 0, result.output
+    kept = {path.name for path in (tmp_path / "features").iterdir()}
+    history = (tmp_path / "run" / "history.json").read_text()
+    go_on_from_the_first_epoch(tmp_path / "run")
+    result = call("train", "flickr8k", "--data", data, "--out", tmp_path / "run", "--resume")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "features").iterdir()} == kept
+    assert (tmp_path / "run" / "history.json").read_text() == history
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("no_export")
+def test_evaluate_captions_a_folder(data, tmp_path):
+    assert train(data, tmp_path / "run", "backbone.trainable=true").exit_code == 0
+    lines = (data / "dev.captions.tsv").read_text() + "24.jpg\t \n"
+    (tmp_path / "dev.tsv").write_text(lines)
+    result = call("evaluate", tmp_path / "run", data / "images", tmp_path / "dev.tsv", "--beam", 2, "--json")
+    assert result.exit_code == 0, result.output
+    scores = json.loads(result.stdout)
+    assert (scores["images"], scores["captions"], scores["beam_width"]) == (6, 12, 2)
+    assert "1 empty captions were left out" in scores["note"]
+    found = read_captions(tmp_path / "dev.tsv")
+    answers = Pipeline.load(tmp_path / "run")([data / "images" / name for name in found.images], beam_width=2)
+    expected = caption_scores([answer.text for answer in answers], found.of_images())
+    assert {name: scores[name] for name in expected} == expected
+    shown = call("evaluate", tmp_path / "run", data / "images", tmp_path / "dev.tsv")
+    assert "1 empty captions were left out" in shown.stdout and "bleu_4" in shown.stdout
+    for wrong in (["--tokenize", "intl"], ["--by-length", tmp_path / "a.png"]):
+        result = call("evaluate", tmp_path / "run", data / "images", tmp_path / "dev.tsv", *wrong)
+        assert result.exit_code == 2 and f"{wrong[0]} is for texts, and this run reads images" in result.output
+    (tmp_path / "dev.tsv").write_text("25.png\tA circle\n99.png\tA square\n")
+    result = call("evaluate", tmp_path / "run", data / "images", tmp_path / "dev.tsv")
+    assert result.exit_code == 2 and "1 of the 2 images" in result.output and "99.png" in result.output
 
 
 def test_images_that_cannot_be_used_are_named(data, tmp_path):
@@ -210,6 +273,10 @@ def test_images_that_cannot_be_used_are_named(data, tmp_path):
         (["training.monitor=val_bleu"], "training.monitor=val_bleu is not for these data: set val_bleu_4 or val_cider"),
         (["backbone.name=RegNet", "backbone.trainable=true"], "backbone.name must be one of small"),
         (["backbone.name=MobileNet"], "A frozen MobileNet needs its weights"),
+        (
+            ["decoding.max_source_length=8"],
+            "The backbone's grid has 16 cells: give --set decoding.max_source_length=16",
+        ),
     ],
 )
 def test_what_a_recipe_asks_wrongly(data, tmp_path, settings, message):

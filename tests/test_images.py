@@ -8,6 +8,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from keras_attention.models.images import image_reader
+from keras_attention.training.plots import read_picture
 
 ORIENTATION = 0x0112
 
@@ -45,6 +46,7 @@ def test_a_camera_s_note_turns_the_image_upright(orientation, order):
     found = read(data, expected.shape[:2])
     assert found.shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
     assert np.abs(found - expected).max() <= 4
+    np.testing.assert_array_equal(read_picture(io.BytesIO(data)), expected)  # what the attention is drawn on
 
 
 @pytest.mark.parametrize("data", [jpeg(), jpeg(9), jpeg(0)], ids=["without", "9", "0"])

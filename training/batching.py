@@ -273,11 +273,14 @@ class _Shown:
         return np.zeros(len(self), "int64")
 
     def inputs(self, indices, width):
-        """What a model reads of a batch, {name: [B, ...]}; empty rows (-1) are zeros."""
+        """What a model reads of a batch, {name: [B, ...]}.
+
+        Empty rows (-1) show the others' images once more, so that a batch normalization sees nothing but images.
+        """
         array = np.zeros((len(indices), *self.shape), self.dtype)
-        for row, index in enumerate(indices):
-            if index >= 0:
-                array[row] = self[index]
+        real = [index for index in indices if index >= 0]
+        for row in range(len(indices) if real else 0):
+            array[row] = self[indices[row] if indices[row] >= 0 else real[row % len(real)]]
         return {self.name: array}
 
 

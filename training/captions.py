@@ -103,7 +103,8 @@ def _read_coco(path):
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
         names = {image["id"]: image["file_name"] for image in table["images"]}
-        return [(names[each["image_id"]], str(each["caption"] or "")) for each in table["annotations"]]
+        rows = [(each["image_id"], str(each["caption"] or "")) for each in table["annotations"]]
+        return [(names.get(image, f"(no file_name for image_id {image})"), caption) for image, caption in rows]
     except OSError as error:
         raise InputError(f"Cannot read {path} ({error.strerror}): expected captions as COCO's JSON.") from None
     except (ValueError, KeyError, TypeError) as error:

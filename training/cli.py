@@ -67,7 +67,11 @@ def models(name):
 
 @main.command()
 @click.argument("recipe")
-@click.option("--data", type=click.Path(), help="Folder with SPLIT.X and SPLIT.Y, SPLIT.tsv, or SPLIT.txt.")
+@click.option(
+    "--data",
+    type=click.Path(),
+    help="Folder with SPLIT.X and SPLIT.Y, SPLIT.tsv, SPLIT.txt, or SPLIT.captions.tsv and images/.",
+)
 @click.option("--out", type=click.Path(), help="The run's folder; runs/RECIPE unless given, numbered if taken.")
 @click.option("--init", metavar="RUN", help="Begin with the weights and tokenizers of a run.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key, such as model.units=64.")
@@ -155,7 +159,8 @@ def evaluate(run, source, target, beam, tokenize, picture, metric, others, as_js
                 "keras-attention predict, with .npy files, or score it in Python."
             )
     if any(pipeline.source_tokenizer is None for pipeline in pipelines.values()):
-        scores = {name: _score_captions(each, source, target, picture, beam) for name, each in pipelines.items()}
+        given = {"--by-length": picture, "--tokenize": tokenize}
+        scores = {name: _score_captions(each, source, target, beam, given) for name, each in pipelines.items()}
     elif others:
         scores = compare(pipelines, source, target, **options)
     else:
@@ -186,14 +191,15 @@ def _score_text(pipelines, folders, source, given):
     }
 
 
-def _score_captions(pipeline, folder, captions, picture, beam):
+def _score_captions(pipeline, folder, captions, beam, given):
     """What a run that reads images gets on a folder of them."""
     from .evaluate import evaluate_captions
 
     if pipeline.source_tokenizer is not None or captions is None:
         raise InputError("A run that reads images is scored on a folder of images and a file of their captions.")
-    if picture:
-        raise InputError("--by-length is for texts: an image has no length.")
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"{name} is for texts, and this run reads images: leave {name} out.")
     return evaluate_captions(pipeline, folder, captions, beam, progress=_progress)
 
 

@@ -66,7 +66,8 @@ def evaluate_captions(pipeline, folder, captions, beam_width=None, batch_size=64
         beam_width, batch_size, progress: see `evaluate`.
 
     Returns:
-        A dict: images, captions; the scores of `caption_scores`; beam_width; seconds, of decoding.
+        A dict: images, captions; the scores of `caption_scores`; beam_width; seconds, of decoding; and, where captions
+        were left out, a note.
 
     Raises:
         InputError: a file is wrong or an image cannot be read, in one sentence.
@@ -88,6 +89,7 @@ def evaluate_captions(pipeline, folder, captions, beam_width=None, batch_size=64
         **caption_scores(answers, found.of_images()),
         "beam_width": beam_width or pipeline.options.beam_width,
         "seconds": round(seconds, 2),
+        **({"note": found.note} if found.note else {}),
     }
 
 

@@ -237,14 +237,17 @@ def plot_caption(image, attention_map, words, columns=5, title=None):
 
 
 def read_picture(path):
-    """The pixels of an image's file, uint8 [height, width, 3], what is transparent white, for `plot_caption`."""
+    """The pixels of an image's file, uint8 [height, width, 3], what is transparent white, for `plot_caption`.
+
+    As `read_images` does, it turns a JPEG upright, but not a PNG.
+    """
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise InputError('Pictures of captions need Pillow: pip install "keras-attention-zoo[train]".') from error
 
     with Image.open(path) as image:
-        image = image.convert("RGBA")
+        image = (ImageOps.exif_transpose(image) if image.format == "JPEG" else image).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
 

@@ -1,6 +1,7 @@
 """The story of a training: files -> tokens -> batches -> model -> loss -> fit -> scores."""
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 
 from keras_attention.models import ImageCaptioner, Pipeline, attention_scores
 from keras_attention.models.backbones import make_backbone
-from keras_attention.models.files import atomic_write
+from keras_attention.models.files import atomic_write, settle
 from keras_attention.models.pipeline import stored_terms
 
 from .batching import to_py_dataset, to_tf_dataset
@@ -101,9 +102,10 @@ def train(recipe, out, init=None, resume=False, say=print):
 
 
 def _set_up(recipe, out):
-    """Corpus and model of a run; the weights and tokenizers of recipe.init as long as there is no checkpoint."""
-    start = None
-    if recipe.init and not any((out / "checkpoints").glob("epoch-*.npz")):
+    """Corpus and model of a run, with the weights of its last checkpoint; with those and the tokenizers of recipe.init
+    as long as there is none."""
+    start, begun = None, sorted((out / "checkpoints").glob("epoch-*.npz"))
+    if recipe.init and not begun:
         start = Pipeline.load(recipe.init)
         images = bool(recipe.data.images) and isinstance(start.model, ImageCaptioner)
         if start.target_tokenizer is None or start.source_tokenizer is None and not images:
@@ -115,6 +117,9 @@ def _set_up(recipe, out):
     model = build_model(recipe, corpus)
     if start:
         _begin_with(start.model, model, recipe.init)
+    elif begun:  # before anything is computed with its weights
+        assign(model.variables, read_checkpoint(begun[-1])[0][: len(model.variables)], begun[-1])
+        settle(model)
     if recipe.data.images and not recipe.backbone.trainable:
         corpus = with_grids(corpus, model, recipe, out.parent / "features")
     return corpus, model
@@ -136,6 +141,7 @@ def _begin_with(start, model, where):
         ]
         arrays = [_grown(array, weight, sizes) for array, weight in zip(arrays, model.weights, strict=True)]
     assign(model.weights, arrays, where)
+    settle(model)
 
 
 def _structure(model):
@@ -144,7 +150,7 @@ def _structure(model):
     Vocabularies may grow; their sizes and the longest lengths are compared with the weights themselves.
     """
     settings = ("name", "trainable", "dtype", "vocabulary", "source_vocabulary", "target_vocabulary")
-    settings += ("max_source_length", "max_length", "alignment_layer", "doubly_stochastic")
+    settings += ("max_source_length", "max_length", "alignment_layer", "doubly_stochastic", "image_size")
     config = {"model": type(model).__name__, **model.get_config()}
     if isinstance(model, ImageCaptioner):
         config |= {f"decoder.{name}": value for name, value in _structure(model.decoder).items()}
@@ -184,12 +190,18 @@ def _captioner(recipe, corpus, options):
     """The recipe's backbone, and its model, with these options, as the decoder of what it sees."""
     chosen = recipe.backbone
     own = chosen.name == "small" or chosen.name.endswith(".keras")
-    if not (chosen.trainable or chosen.weights or own):
+    if not (chosen.trainable or chosen.weights or own or recipe.init):
         raise InputError(
             f"A frozen {chosen.name} needs its weights: --set backbone.weights=FILE.h5, or --set "
             "backbone.trainable=true."
         )
     backbone = make_backbone(image_size=corpus.image_size, **vars(chosen))
+    cells = math.prod(backbone.output_shape[1:3])
+    if cells > recipe.decoding.max_source_length:
+        raise InputError(
+            f"The backbone's grid has {cells} cells: give --set decoding.max_source_length={cells}, smaller images, or "
+            f"a later layer. Received: decoding.max_source_length={recipe.decoding.max_source_length}"
+        )
     options["source_width"] = backbone.output_shape[-1]
     decoder = MODELS[recipe.model["kind"]](None, corpus.target_vocabulary, **options)
     weight = recipe.training.doubly_stochastic

@@ -115,7 +115,7 @@ class Backbone:
     """[backbone]: what makes a grid of features of an image, for captions; see `make_backbone`."""
 
     name: str = "small"  # or a network of keras.applications, such as MobileNet
-    weights: str | None = None  # a .h5 file with its weights, without the top
+    weights: str | None = None  # a .h5 file with its weights, without the top, or imagenet, which Keras downloads
     layer: str | None = None  # whose output is the grid; the last one if none
     trainable: bool = True
     alpha: float | None = None  # the width of a MobileNet
