@@ -25,7 +25,7 @@ def main():
     from keras_attention.models import LanguageModel, Pipeline
     from keras_attention.models.tokenizers import END
 
-    model = LanguageModel(69, width=128, num_heads=4, layers=4, position="rotary")
+    model = LanguageModel(69, width=128, num_heads=4, layers=4, position="rotary", max_length=None)
     table = model.embedding.embeddings.numpy()
     table[END] = 0  # END is never the most probable
     model.embedding.embeddings.assign(table)

@@ -172,7 +172,7 @@ def _application(name, image_size, weights, layer, alpha):
     options = {} if alpha is None else {"alpha": alpha}
     try:
         network = build(input_shape=(*image_size, 3), include_top=False, weights=weights, **options)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # where it cannot download, Keras raises nothing narrower
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"The backbone {name} cannot be made with weights={weights} and {options}: {reason}"

@@ -31,10 +31,16 @@ def read_images(data, size):
     import tensorflow as tf
 
     def read(row):
-        image = tf.cond(_begins_with(row, PNG), lambda: _read_png(row), lambda: _read_jpeg(row))
-        return tf.ensure_shape(tf.image.resize(image, size, antialias=True), (*size, 3))
+        return tf.ensure_shape(tf.image.resize(read_image(row), size, antialias=True), (*size, 3))
 
     return tf.map_fn(read, data, fn_output_signature=tf.float32)
+
+
+def read_image(row):
+    """One image of its own size, float32 [height, width, 3]; see `read_images`."""
+    import tensorflow as tf
+
+    return tf.cond(_begins_with(row, PNG), lambda: _read_png(row), lambda: _read_jpeg(row))
 
 
 def what_is_wrong(data):

@@ -439,13 +439,13 @@ class Pipeline:
         prompts = tf.repeat(x["source"], answers, axis=0)
         whole = self.target_tokenizer.detokenize(tf.concat([prompts, ids], axis=1))
         told = self.target_tokenizer.detokenize(prompts)
-        # A prompt of ids may end inside of a character, which the answer completes.
-        complete = tf.strings.regex_replace(told, f"[{UNFINISHED}]+$", "")
         lengths = tf.strings.length(whole)
-        begins = tf.minimum(tf.strings.length(told), lengths)
-        goes_on = tf.strings.substr(whole, tf.zeros_like(begins), begins) == told
-        begins = tf.where(goes_on, begins, tf.strings.length(complete))
-        return tf.strings.substr(whole, begins, lengths)
+        for _ in range(
+            3
+        ):  # A prompt of ids may end inside of a character, up to three bytes that the answer completes.
+            begin = tf.strings.substr(whole, tf.zeros_like(lengths), tf.minimum(tf.strings.length(told), lengths))
+            told = tf.where(begin == told, told, tf.strings.regex_replace(told, f"[{UNFINISHED}]$", ""))
+        return tf.strings.substr(whole, tf.minimum(tf.strings.length(told), lengths), lengths)
 
     def check_inputs(self, inputs):
         """Inputs as a list of bytes, or of arrays; one sentence for anything that the model does not accept.

@@ -1,5 +1,7 @@
 """A language model's answer piece by piece, as it is written."""
 
+import os
+
 import keras
 import numpy as np
 
@@ -110,8 +112,7 @@ class _Text:
             yield token
             return
         whole = self._whole()
-        if not whole.startswith(self.sent):  # a prompt of ids ended inside of a character
-            self.sent = self.sent.rstrip(UNFINISHED)
+        self.sent = os.path.commonprefix([self.sent, whole])  # all, unless a prompt of ids ends inside of a character
         if added := whole[len(self.sent) :].rstrip(UNFINISHED):
             self.sent += added
             yield added

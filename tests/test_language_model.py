@@ -138,16 +138,20 @@ def test_every_search_stops_where_the_context_ends():
     prompts = np.array([[4, 5, 6, 7, 0, 0, 0, 0], [4, 5, 6, 7, 8, 9, 10, 0], [4, 5, 6, 7, 8, 9, 10, 11]])
     memory = model.encode({"source": prompts})
     assert to_numpy(model.room(memory)).tolist() == [4, 1, 0]
-    for found in (
-        greedy_search(model, memory, 20),
-        beam_search(model, memory, 20, beam_width=2),
-        sample(model, memory, uniform_numbers(1, 3, 20)),
-    ):
+    searches = (
+        greedy_search,
+        lambda *given: beam_search(*given, beam_width=2),
+        lambda model, memory, length: sample(model, memory, uniform_numbers(1, 3, 20)[:, :length]),
+    )
+    for search in searches:
+        found = search(model, memory, 20)
         lengths = to_numpy(found.lengths)[:, 0]
-        assert np.all(lengths <= [4, 1, 0])
-        assert np.all(to_numpy(found.ids)[:, 0, 4:] == 0)
-    alone = greedy_search(model, model.encode({"source": prompts[:1, :4]}), 4)
-    np.testing.assert_array_equal(to_numpy(greedy_search(model, memory, 20).ids)[0, 0, :4], to_numpy(alone.ids)[0, 0])
+        assert lengths[0] > 1 and np.all(lengths <= [4, 1, 0])
+        assert not to_numpy(found.ids)[:, 0, 4:].any() and not to_numpy(found.ids)[2, 0].any()
+        for row, room in ((0, 4), (1, 1)):
+            expected = search(model, memory, room)
+            np.testing.assert_array_equal(to_numpy(found.ids)[row, 0, :room], to_numpy(expected.ids)[row, 0])
+            np.testing.assert_allclose(to_numpy(found.scores)[row, 0], to_numpy(expected.scores)[row, 0], atol=1e-5)
     assert make("rotary, grouped, rms, gated", max_length=None).room(memory) is None
 
 

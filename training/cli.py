@@ -277,7 +277,8 @@ def predict(run, inputs, beam, nbest, temperature, top_k, top_p, seed, max_lengt
 
     A RUN that reads features takes .npy files, arrays [steps, features]; one that reads images JPEG and PNG files. A
     language model's answer to one INPUT is written as it comes, line breaks included, and goes on from the last half of
-    its context where that is full; its other answers (of several INPUTs, a beam, --json, --attention) end there.
+    its context where that is full; other answers (of several INPUTs or standard input, a beam, --nbest, --json,
+    --attention) end there.
     """
     pipeline = _load_reader(run)
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "max_length": max_length}

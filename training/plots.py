@@ -237,19 +237,13 @@ def plot_caption(image, attention_map, words, columns=5, title=None):
 
 
 def read_picture(path):
-    """The pixels of an image's file, uint8 [height, width, 3], what is transparent white, for `plot_caption`.
+    """The pixels of a JPEG or PNG file as captioners read them, uint8 [height, width, 3], for `plot_caption`."""
+    import tensorflow as tf
 
-    As `read_images` does, it turns a JPEG upright, but not a PNG.
-    """
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise InputError('Pictures of captions need Pillow: pip install "keras-attention-zoo[train]".') from error
+    from keras_attention.models.images import read_image
 
-    with Image.open(path) as image:
-        image = (ImageOps.exif_transpose(image) if image.format == "JPEG" else image).convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+    image = read_image(tf.constant(Path(path).read_bytes())).numpy()
+    return np.clip(np.rint(image), 0, 255).astype("uint8")
 
 
 def plot_overlay(image, weights, title=None):

@@ -154,6 +154,7 @@ def _structure(model):
     config = {"model": type(model).__name__, **model.get_config()}
     if isinstance(model, ImageCaptioner):
         config |= {f"decoder.{name}": value for name, value in _structure(model.decoder).items()}
+        config["backbone's number of layers"] = len(list(model.backbone._flatten_layers()))
     return {
         name: value["class_name"] if isinstance(value, dict) and "class_name" in value else value
         for name, value in config.items()
@@ -192,20 +193,21 @@ def _captioner(recipe, corpus, options):
     own = chosen.name == "small" or chosen.name.endswith(".keras")
     if not (chosen.trainable or chosen.weights or own or recipe.init):
         raise InputError(
-            f"A frozen {chosen.name} needs its weights: --set backbone.weights=FILE.h5, or --set "
-            "backbone.trainable=true."
+            f"A frozen {chosen.name} needs its weights: --set backbone.weights=FILE.h5 or imagenet (which Keras "
+            "downloads), or --set backbone.trainable=true."
         )
     backbone = make_backbone(image_size=corpus.image_size, **vars(chosen))
-    cells = math.prod(backbone.output_shape[1:3])
+    options["source_width"] = backbone.output_shape[-1]
+    decoder = MODELS[recipe.model["kind"]](None, corpus.target_vocabulary, **options)
+    weight = recipe.training.doubly_stochastic
+    captioner = ImageCaptioner(backbone, decoder, corpus.image_size, weight, dtype=recipe.training.dtype)
+    cells = math.prod(captioner.grid_size)
     if cells > recipe.decoding.max_source_length:
         raise InputError(
             f"The backbone's grid has {cells} cells: give --set decoding.max_source_length={cells}, smaller images, or "
             f"a later layer. Received: decoding.max_source_length={recipe.decoding.max_source_length}"
         )
-    options["source_width"] = backbone.output_shape[-1]
-    decoder = MODELS[recipe.model["kind"]](None, corpus.target_vocabulary, **options)
-    weight = recipe.training.doubly_stochastic
-    return ImageCaptioner(backbone, decoder, corpus.image_size, weight, dtype=recipe.training.dtype)
+    return captioner
 
 
 def compile_model(model, recipe, batches):
