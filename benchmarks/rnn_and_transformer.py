@@ -42,7 +42,7 @@ def main():
     curves = {}
     for recipe in recipes:
         recipe.training.epochs = options.epochs or recipe.training.epochs
-        recipe.training.dtype = options.dtype
+        recipe.training.dtype, recipe.training.r_drop = options.dtype, 0.0
         curves[recipe.name] = train(recipe, corpus, batching, Scorer(options.out, corpus, recipe))
         (options.out / "curves.json").write_text(json.dumps(curves, indent=1))
     report(curves)

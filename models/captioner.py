@@ -140,6 +140,10 @@ class ImageCaptioner(TokenModel):
         """The decoder's."""
         return self.decoder.initial_state(memory, max_length, beam_width)
 
+    def room(self, memory):
+        """The decoder's: how many tokens may be written, [B], or None without an end."""
+        return self.decoder.room(memory) if hasattr(self.decoder, "room") else None
+
     def grow(self, state, max_length):
         """The state with room for `max_length` tokens; an RNN's needs none."""
         return self.decoder.grow(state, max_length) if hasattr(self.decoder, "grow") else state

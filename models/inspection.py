@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
-from .tokenizers import START
+from .tokenizers import PAD, START
+from .transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def attention_scores(pipeline, source, target=None, beam_width=None, max_length=
         result = pipeline([source], beam_width, max_length=max_length)[0]
         ids, target_pieces = result.target_ids, result.target_pieces
     elif pipeline.target_tokenizer is None:
-        ids, target_pieces = list(target), []
+        ids, target_pieces = _known(target, pipeline.model.target_vocabulary), []
     else:
         ids = _target_ids(pipeline, source, target, len(source_pieces))
         target_pieces = [piece.decode() for piece in pipeline.target_tokenizer.pieces(np.array(ids, "int32")).numpy()]
@@ -90,6 +91,14 @@ def attention_scores(pipeline, source, target=None, beam_width=None, max_length=
         )
     stacked = {kind: _stacked(layers) if layers else None for kind, layers in weights.items()}
     return AttentionScores(**stacked, source_pieces=source_pieces, target_pieces=target_pieces)
+
+
+def _known(ids, vocabulary):
+    """Ids of an answer as a list, each of which stands for a piece."""
+    ids = [int(token) for token in ids]
+    if wrong := [token for token in ids if not PAD < token < vocabulary]:
+        raise ValueError(f"attention_scores expects a target of ids from 1 to {vocabulary - 1}. Received: {wrong[0]}")
+    return ids
 
 
 def _target_ids(pipeline, source, target, length):
@@ -126,7 +135,7 @@ def word_similarity(pipeline, word, source, other):
     Raises:
         ValueError: the word does not stand in `source`, or the model has no states for each layer.
     """
-    if pipeline.source_tokenizer is None or not hasattr(pipeline.model, "encoder_layers"):
+    if pipeline.source_tokenizer is None or not isinstance(pipeline.model, Transformer):
         raise ValueError("word_similarity expects the pipeline of a Transformer that reads text.")
     pieces, x, states = _states(pipeline, source)
     place = _find(word, x["source"][0].numpy(), pipeline.source_tokenizer)

@@ -266,7 +266,8 @@ class Pipeline:
     def _longest(self, max_length):
         if max_length is not None and max_length < 1:
             raise ValueError(f"Pipeline expects max_length of at least 1. Received: {max_length=}")
-        return self.options.max_length if max_length is None else max_length
+        longest = self.options.max_length if max_length is None else max_length
+        return min(longest, getattr(self.model, "max_target_length", None) or longest)
 
     def function(self, beam_width=None, num_return=1, jit_compile=False, sampling=False):
         """The traced function that everything else uses: of what `signature` names, `max_length` and, where it samples,

@@ -291,7 +291,13 @@ class Transformer(TokenModel):
     def _encode(self, x, return_attention_scores=False, training=None):
         """States [B, S, D], their mask [B, S], the embeddings and each layer's output, and each layer's weights."""
         source, mask = read_source(self, x)
-        states = self._embed(self.source_embedding(source), self.source_position, training)
+        embedded = self.source_embedding(source)
+        if embedded.shape[-1] != self.width:
+            raise ValueError(
+                f"Transformer expects a source_embedding of width {self.width}. Received: one that gives "
+                f"{embedded.shape[-1]}"
+            )
+        states = self._embed(embedded, self.source_position, training)
         hidden, weights = [states], []
         for block in self.encoder:
             states = block(states, query_mask=mask, return_attention_scores=return_attention_scores, training=training)
@@ -320,6 +326,12 @@ class Transformer(TokenModel):
         count = ops.shape(memory["layers"][0]["mask"])[0] * beam_width
         tokens = ops.full((count,), START, dtype="int32")
         return tokens, {"layers": [block.initial_cache(count, max_length) for block in self.decoder]}
+
+    def room(self, memory):
+        """How many tokens may be written for each source, [B]: as many as there are learned positions; else None."""
+        if self.max_target_length is None:
+            return None
+        return ops.full((ops.shape(memory["layers"][0]["mask"])[0],), self.max_target_length, dtype="int32")
 
     def grow(self, state, max_length):
         """The state with caches of `max_length` tokens, at least as many as they have room for."""

@@ -11,7 +11,7 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 from test_cli import refusal, succeed
 
-from keras_attention.models import Pipeline
+from keras_attention.models import CharacterTokenizer, Pipeline, Transformer
 from keras_attention.models.pipeline import PRETRAINED
 from keras_attention.training.errors import InputError
 from keras_attention.training.evaluate import bleu_tokenizer, compare, evaluate
@@ -37,6 +37,16 @@ def test_text_scores_are_sacrebleu_s_own(tokenize):
     }
     assert text_scores(ANSWERS, REFERENCES, tokenize) == expected
     assert f"|tok:{tokenize}|" in expected["bleu_signature"] and 10 < expected["bleu"] < 90
+
+
+def test_a_target_that_the_model_could_not_write_is_told_before_the_work(tmp_path):
+    letters = CharacterTokenizer("abc ", byte_fallback=False)
+    sizes = {"width": 8, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+    model = Transformer(8, 8, position="learned", max_length=6, **sizes)
+    (tmp_path / "a.txt").write_text("ab\nb\n")
+    (tmp_path / "b.txt").write_text("ab\nabcabc\n")
+    with pytest.raises(InputError, match="at most 5 pieces and END. Received: target 1 of 6 pieces"):
+        evaluate(Pipeline(model, letters, letters), tmp_path / "a.txt", tmp_path / "b.txt", progress=None)
 
 
 def test_text_scores_by_hand():

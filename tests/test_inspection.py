@@ -138,6 +138,12 @@ def test_what_cannot_be_looked_at_says_so(pipeline):
         attention_scores(rnn, [4, 5], target=[6])
     with pytest.raises(ValueError, match="word_similarity expects the pipeline of a Transformer"):
         word_similarity(rnn, "a", "a", "b")
+    with pytest.raises(ValueError, match="word_similarity expects the pipeline of a Transformer"):
+        word_similarity(Pipeline.from_preset("dates"), "Nov", "20 Nov 2026", "3 Nov 1999")
+    ids = Pipeline(Transformer.tiny(11, 11))
+    for wrong in ([99], [7, 0, 8]):
+        with pytest.raises(ValueError, match=r"ids from 1 to 10. Received: (99|0)"):
+            attention_scores(ids, [4, 5], target=wrong)
 
 
 @pytest.mark.parametrize(

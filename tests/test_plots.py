@@ -30,6 +30,13 @@ def stands_on_its_page(figure):
     return box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
 
 
+def test_an_alignment_s_axes_say_what_they_are():
+    given = [[0.1, 0.9]], ["a", "b"], ["c"]
+    for names, options in ((("source", "target"), {}), (("text", "text"), {"axis_names": ("text", "text")})):
+        axes = plots.plot_alignment(*given, **options).axes[0]
+        assert (axes.get_xlabel(), axes.get_ylabel()) == names
+
+
 def test_alignment_shows_the_weights_and_one_label_a_piece():
     weights = some_weights(len(ISO), len(KOREAN))
     figure = plots.plot_alignment(weights, list(KOREAN), list(ISO), title="a title")

@@ -219,6 +219,19 @@ def test_a_run_holds_what_was_promised_and_resumes(run):
     assert again["val_loss"] == metrics["val_loss"]
 
 
+def test_a_run_goes_on_by_another_metric_but_not_with_another_optimizer(tmp_path, no_export):
+    given = recipe(write(tmp_path / "text.txt", VERSE * 8), training={"epochs": 2, "monitor": "val_token_accuracy"})
+    out = tmp_path / "run"
+    train(given, out, say=lambda text: None)
+    changed = read_run_recipe(out, ["training.monitor=val_loss", "training.epochs=4"])
+    metrics = train(changed, out, resume=True, say=lambda text: None)
+    losses = json.loads((out / "history.json").read_text())["val_loss"]
+    assert np.isclose(metrics["val_loss"], min(losses[1:]), rtol=1e-5)  # of those that were still there
+    changed = read_run_recipe(out, ["training.ema_momentum=0.9", "training.epochs=5"])
+    with pytest.raises(InputError, match="optimizer's state in .* does not fit training.ema_momentum"):
+        train(changed, out, resume=True, say=lambda text: None)
+
+
 def test_evaluate_gives_the_loss_of_the_run(run, tmp_path):
     out, metrics, _ = run
     text = VERSE * 8

@@ -1,12 +1,14 @@
 """The Transformer: its sizes, the paper's equations around its blocks, stock training, masks, errors."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 from helpers import randomize, to_numpy
 
 from keras_attention import sinusoidal_encoding
-from keras_attention.models import Transformer
+from keras_attention.models import Pipeline, Transformer, beam_search, greedy_search
 from keras_attention.models.tokenizers import END, START
 
 pytestmark = pytest.mark.backends
@@ -121,6 +123,24 @@ def test_tied_and_shared_embeddings():
     assert shared.source_embedding is shared.target_embedding
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a Pipeline decodes with TensorFlow")
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_no_answer_is_longer_than_the_learned_positions(jit_compile):
+    model = make(position="learned", max_length=6)
+    table = model.target_embedding.embeddings.numpy()
+    table[3] = 0  # END is never the most probable
+    model.target_embedding.embeddings.assign(table)
+    memory = model.encode({"source": SOURCE})
+    for search in (greedy_search, functools.partial(beam_search, beam_width=2)):
+        found, expected = search(model, memory, 20), search(model, memory, 6)
+        assert to_numpy(found.lengths).max() == 6
+        np.testing.assert_array_equal(to_numpy(found.ids)[:, :, :6], to_numpy(expected.ids))
+    pipeline = Pipeline(model, max_length=5)
+    asked = {"beam_width": 2, "jit_compile": jit_compile}
+    longest = pipeline(SOURCE.tolist(), max_length=20, **asked)
+    assert [r.target_ids for r in longest] == [r.target_ids for r in pipeline(SOURCE.tolist(), max_length=6, **asked)]
+
+
 def test_mixed_precision_keeps_weights_in_float32():
     model = make(dtype="mixed_bfloat16")
     logits, weights = model(X, return_attention_scores=True)
@@ -143,6 +163,10 @@ def test_mixed_precision_keeps_weights_in_float32():
         (lambda: make()({"source": SOURCE}), "Transformer expects x to be a dict with source and target"),
         (lambda: make().encode({"source": SOURCE[0]}), r"source ids \[B, S\]. Received: source.shape=\(5,\)"),
         (lambda: make(position="learned", max_length=3)(X), "positions 0 ... 2"),
+        (
+            lambda: make(source_embedding=keras.layers.Embedding(11, 5))(X),
+            "a source_embedding of width 8. Received: one that gives 5",
+        ),
     ],
 )
 def test_errors(call, message):

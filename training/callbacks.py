@@ -121,17 +121,20 @@ class Checkpoints(keras.callbacks.Callback):
         if not paths:
             return 0
         arrays, state = read_checkpoint(paths[-1])
-        assign(variables_of(model), arrays, paths[-1])
+        count = len(model.variables)
+        assign(model.variables, arrays[:count], paths[-1])
+        _assign_optimizer(model.optimizer, arrays[count:], paths[-1])
         self.history, self.seconds = state["history"], state["seconds"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
-        self._restored = state["early_stopping"]
-        if self.best_path.exists():
+        values = self.history.get(self.monitor)
+        same = values is not None and values[self.best_epoch] == self.best  # the best one's by the same metric
+        self._restored = state["early_stopping"] if same else None
+        if same and self.best_path.exists():
             read_checkpoint(self.best_path)  # better found damaged now than after training
         else:
-            self.best, self.best_epoch = self.history[self.monitor][-1], state["epoch"]
-            write_checkpoint(
-                self.best_path, model.variables, {**state, "best": self.best, "best_epoch": state["epoch"]}
-            )
+            self.best, self.best_epoch = (values[-1] if values else None), state["epoch"]
+            best = {"best": self.best, "best_epoch": self.best_epoch}
+            write_checkpoint(self.best_path, model.variables, {**state, **best})
         return state["epoch"] + 1
 
     def paths(self):
@@ -232,6 +235,15 @@ def assign(variables, arrays, path):
         )
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
+
+
+def _assign_optimizer(optimizer, arrays, path):
+    if [tuple(variable.shape) for variable in optimizer.variables] != [array.shape for array in arrays]:
+        raise InputError(
+            f"The optimizer's state in {path} does not fit training.ema_momentum, training.gradient_accumulation and "
+            "training.dtype as they are now: resume with those that the run began with."
+        )
+    assign(optimizer.variables, arrays, path)
 
 
 def average(paths, count):

@@ -406,7 +406,9 @@ def _draw_heads(pipeline, given, head, options):
         sizes = (f"{name}.0.0 to {name}.{len(w) - 1}.{w.shape[1] - 1}" for name, w in _kinds(scores))
         raise InputError(f"--head expects KIND.LAYER.HEAD: {', '.join(sizes)}. Received: {head!r}") from None
     rows, columns = scores.labels(kind)
-    return plot_alignment(weights, columns, rows, title=f"{kind} {layer}, head {number}"), said
+    names = {"encoder": ("source", "source"), "decoder": ("target", "target"), "cross": ("source", "target")}[kind]
+    names = names if scores.cross is not None else ("text", "text")  # a language model's prompt and answer
+    return plot_alignment(weights, columns, rows, f"{kind} {layer}, head {number}", names), said
 
 
 def _kinds(scores):

@@ -9,7 +9,7 @@ import numpy as np
 from .batching import Batches
 from .caption_scores import caption_scores
 from .captions import find_unreadable, read_captions
-from .datasets import read_parallel, read_tsv, tokenize_pairs
+from .datasets import read_parallel, read_tsv, tokenize_lines, tokenize_pairs
 from .errors import InputError
 from .metrics import Perplexity, TokenAccuracy
 from .scores import check_metric, check_tokenizer, scores_by_length, source_lengths, text_scores
@@ -229,11 +229,18 @@ def _check_options(tokenize, by_length):
 
 
 def _check_sources(pipeline, pairs, where):
-    """Tells of a source that the pipeline refuses before the work, and with its own number."""
+    """Tells of a source that the pipeline refuses, or a target too long for it, before the work and by its number."""
     try:
         pipeline.check_inputs(pairs.sources)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
+    longest = getattr(pipeline.model, "max_target_length", None)
+    lengths = [] if longest is None else tokenize_lines(pairs.targets, pipeline.target_tokenizer).lengths
+    for number in np.flatnonzero(np.array(lengths) >= (longest or 0)):  # START stands before a target
+        raise InputError(
+            f"{where}: this model writes at most {longest - 1} pieces and END. Received: target {number} of "
+            f"{lengths[number]} pieces; leave it out."
+        )
 
 
 def _evaluate(pipeline, pairs, beam_width, batch_size, progress, tokenize, by_length):

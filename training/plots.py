@@ -42,7 +42,7 @@ _REMEDIES = {
 }
 
 
-def plot_alignment(weights, source_pieces, target_pieces, title=None):
+def plot_alignment(weights, source_pieces, target_pieces, title=None, axis_names=("source", "target")):
     """Draws attention weights as a heat map, the source along the top and the target down the side.
 
     Args:
@@ -50,6 +50,7 @@ def plot_alignment(weights, source_pieces, target_pieces, title=None):
         source_pieces: S strings, or bytes in UTF-8. Blanks are shown as "␣".
         target_pieces: T strings, or bytes in UTF-8.
         title: Text above the picture.
+        axis_names: What stands along the top and down the side.
 
     Returns:
         A `matplotlib.figure.Figure`; its size grows with the number of pieces.
@@ -78,7 +79,7 @@ def plot_alignment(weights, source_pieces, target_pieces, title=None):
     axes = figure.add_subplot()
     image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=axes, label="weight", fraction=0.6 / width, pad=0.2 / width, aspect=5 * height)
-    _label_cells(axes, sources, targets, fontsize=min(10, 36 * cell))
+    _label_cells(axes, sources, targets, min(10, 36 * cell), axis_names)
     return figure
 
 
@@ -185,10 +186,9 @@ def plot_similarity(similarity, pieces, word, title=None):
         value = similarity[row, column]
         color = "white" if abs(value) > 0.6 else "black"
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
-    _label_cells(axes, _visible(pieces), layers, fontsize=9)
+    _label_cells(axes, _visible(pieces), layers, 9, names=("", ""))
     texts, style = _drawable([f"likeness to “{word}”"])
     axes.set_xlabel(texts[0], **style)
-    axes.set_ylabel("")
     return figure
 
 
@@ -439,12 +439,12 @@ def _new_figure(width, height, title):
     return figure
 
 
-def _label_cells(axes, sources, targets, fontsize):
+def _label_cells(axes, sources, targets, fontsize, names):
     """One label a piece, the sources' along the top, and thin lines between the cells."""
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.set_xlabel("source")
-    axes.set_ylabel("target")
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
     texts, style = _drawable([*sources, *targets])
     style["fontsize"] = fontsize
     rotation = 90 if _columns(sources) > 2 else 0
