@@ -170,9 +170,11 @@ def _application(name, image_size, weights, layer, alpha):
             f"{weights}; take imagenet, an EfficientNetV2, or give the path of a .keras file of your own as the name."
         )
     options = {} if alpha is None else {"alpha": alpha}
+    # Where Keras cannot download, it raises nothing narrower than Exception.
+    failures = Exception if weights == "imagenet" else (OSError, ValueError, TypeError)
     try:
         network = build(input_shape=(*image_size, 3), include_top=False, weights=weights, **options)
-    except Exception as error:  # where it cannot download, Keras raises nothing narrower
+    except failures as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"The backbone {name} cannot be made with weights={weights} and {options}: {reason}"

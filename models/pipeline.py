@@ -441,9 +441,8 @@ class Pipeline:
         whole = self.target_tokenizer.detokenize(tf.concat([prompts, ids], axis=1))
         told = self.target_tokenizer.detokenize(prompts)
         lengths = tf.strings.length(whole)
-        for _ in range(
-            3
-        ):  # A prompt of ids may end inside of a character, up to three bytes that the answer completes.
+        # A prompt of ids may end inside of a character, up to three bytes that the answer completes.
+        for _ in range(3):
             begin = tf.strings.substr(whole, tf.zeros_like(lengths), tf.minimum(tf.strings.length(told), lengths))
             told = tf.where(begin == told, told, tf.strings.regex_replace(told, f"[{UNFINISHED}]$", ""))
         return tf.strings.substr(whole, tf.minimum(tf.strings.length(told), lengths), lengths)

@@ -192,8 +192,7 @@ def _from_text(recipe, folder, begin_with):
         for name, text in zip(SPLITS, (train, val), strict=True):
             ids = tokenize_text(text, tokenizers[1])
             if unknown := unknown_characters(text, ids, tokenizers[1]):
-                shown = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-                notes.append(f"{name}: the vocabulary lacks {shown}, which are read as one and the same unknown piece.")
+                notes.append(f"{name}: the vocabulary lacks {unknown}, which are read as one unknown piece.")
             TokenSequences.from_lists([ids]).save(stored / f"{name}.target")
         description = {
             "target_vocabulary": tokenizers[1].vocabulary_size,

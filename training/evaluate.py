@@ -113,8 +113,7 @@ def evaluate_text(pipeline, path, window, progress=iter):
     began, text = time.perf_counter(), read_text(path)
     ids = tokenize_text(text, pipeline.target_tokenizer)
     if unknown := unknown_characters(text, ids, pipeline.target_tokenizer):
-        shown = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-        raise InputError(f"{path} has characters that the model's vocabulary lacks: {shown}. Leave them out.")
+        raise InputError(f"{path} has characters that the model's vocabulary lacks: {unknown}. Leave them out.")
     metrics = [TokenAccuracy(), Perplexity()]
     for x, y in progress(Batches(*all_windows(ids, window), token_budget=4096, bucket_width=1, shuffle=False)):
         logits = pipeline.model(x, training=False)

@@ -87,11 +87,12 @@ def tokenize_text(text, tokenizer):
 
 
 def unknown_characters(text, ids, tokenizer):
-    """Those of a text that its ids have lost, sorted."""
+    """Those of a text that its ids have lost, the first ten of them, to be shown; "" if there are none."""
     if not np.any(ids == UNK):
-        return []
+        return ""
     known = tokenizer.detokenize(ids[None]).numpy()[0].decode("utf-8")
-    return sorted(set(text) - set(known)) or ["\ufffd"]
+    unknown = sorted(set(text) - set(known)) or ["\ufffd"]
+    return ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
 
 
 def beginnings(text, tokenizer, longest, count=10):

@@ -102,8 +102,7 @@ def train(recipe, out, init=None, resume=False, say=print):
 
 
 def _set_up(recipe, out):
-    """Corpus and model of a run, with the weights of its last checkpoint; with those and the tokenizers of recipe.init
-    as long as there is none."""
+    """Corpus and model of a run; the weights and tokenizers of recipe.init as long as there is no checkpoint."""
     start, begun = None, sorted((out / "checkpoints").glob("epoch-*.npz"))
     if recipe.init and not begun:
         start = Pipeline.load(recipe.init)
@@ -117,10 +116,10 @@ def _set_up(recipe, out):
     model = build_model(recipe, corpus)
     if start:
         _begin_with(start.model, model, recipe.init)
-    elif begun:  # before anything is computed with its weights
-        assign(model.variables, read_checkpoint(begun[-1])[0][: len(model.variables)], begun[-1])
-        settle(model)
     if recipe.data.images and not recipe.backbone.trainable:
+        if begun:  # grids are what the run's own backbone sees
+            assign(model.variables, read_checkpoint(begun[-1])[0][: len(model.variables)], begun[-1])
+            settle(model)
         corpus = with_grids(corpus, model, recipe, out.parent / "features")
     return corpus, model
 
