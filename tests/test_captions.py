@@ -10,9 +10,17 @@ from PIL import Image
 
 from keras_attention.models import Pipeline
 from keras_attention.training import captions as of_images
+from keras_attention.training import corpus
 from keras_attention.training.batching import GridSequences, ImageSequences
 from keras_attention.training.caption_scores import caption_scores
-from keras_attention.training.captions import find_captions, keep_grids, keep_images, read_captions, split_by_image
+from keras_attention.training.captions import (
+    find_captions,
+    find_unreadable,
+    keep_grids,
+    keep_images,
+    read_captions,
+    split_by_image,
+)
 from keras_attention.training.cli import main
 from keras_attention.training.errors import InputError
 from keras_attention.training.tasks import scenes
@@ -150,13 +158,37 @@ def test_empty_rows_of_a_batch_show_images():
     assert not ImageSequences(images).inputs([-1, -1], 0)["image"].any()
 
 
+def test_a_row_shows_a_part_of_its_image():
+    """The lower right corner of an image of four colours is of one colour, mirrored or not; None is the whole."""
+    image = np.repeat(np.repeat(np.arange(12, dtype="uint8").reshape(2, 2, 3) * 20, 8, axis=0), 6, axis=1)
+    boxes = np.array([[0.75, 0.75, 1, 1], [0, 0, 1, 1], [0, 0, 0.25, 1]])
+    rows = ImageSequences(image[None], [0, 0, 0], np.array([False, True, False]), boxes)
+    batch = rows.inputs([0, 1, 2], 0)["image"]
+    assert batch.shape == (3, 16, 12, 3)
+    np.testing.assert_array_equal(batch[0], np.broadcast_to(image[-1, -1], image.shape))
+    np.testing.assert_array_equal(batch[1], image[:, ::-1])
+    np.testing.assert_array_equal(batch[2], np.repeat(image[:, :1], 12, axis=1))
+    np.testing.assert_array_equal(rows.select(np.array([True, False, False]))[0], batch[0])
+
+
+def test_every_epoch_draws_other_parts():
+    """Of sides between the smallest share and the whole, at any place; the same in a run that goes on."""
+    source, target = ImageSequences(np.zeros((1, 4, 4, 3), "uint8"), np.zeros(4000, "int64")), [0] * 4000
+    boxes = [corpus._seen_anew((source, target), 1, False, 0.6, epoch)[0].boxes for epoch in (3, 4, 3)]
+    sides = boxes[0][:, 2:] - boxes[0][:, :2]
+    assert 0 <= boxes[0].min() < 0.001 and 0.999 < boxes[0].max() <= 1
+    assert 0.6 <= sides.min() < 0.601 and 0.999 < sides.max() <= 1 and abs(sides.mean() - 0.8) < 0.01
+    np.testing.assert_array_equal(boxes[0], boxes[2])
+    assert abs(np.corrcoef(boxes[0][:, 0], boxes[1][:, 0])[0, 1]) < 0.1
+
+
 def call(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def train(data, out, *settings):
     given = [part for each in (*SMALL, *settings) for part in ("--set", each)]
-    return call("train", "flickr8k", "--data", data, "--out", out, *given)
+    return call("train", "flickr8k_rnn", "--data", data, "--out", out, *given)
 
 
 @pytest.mark.long
@@ -169,12 +201,12 @@ def test_a_captioner_trains_on_files(data, tmp_path, trainable):
     assert 0 <= metrics["val_bleu_4"] <= 100 and "val_cider" in metrics
     assert (tmp_path / "features").exists() == (not trainable)
     result = call(
-        "train", "flickr8k", "--data", data, "--out", tmp_path / "run", "--resume", "--set", "training.epochs=2"
+        "train", "flickr8k_rnn", "--data", data, "--out", tmp_path / "run", "--resume", "--set", "training.epochs=2"
     )
     assert result.exit_code == 0, result.output
     assert call("predict", tmp_path / "run", data / "images" / "25.png").exit_code == 0
     history = (tmp_path / "run" / "history.json").read_text()
-    again = ("train", "flickr8k", "--data", data, "--out", tmp_path / "run", "--resume")
+    again = ("train", "flickr8k_rnn", "--data", data, "--out", tmp_path / "run", "--resume")
     go_on_from_the_first_epoch(tmp_path / "run")
     assert call(*again).exit_code == 0
     assert (tmp_path / "run" / "history.json").read_text() == history
@@ -184,13 +216,13 @@ def test_a_captioner_trains_on_files(data, tmp_path, trainable):
     kept = json.loads((tmp_path / "run" / "target.tokenizer.json").read_text())
     tuned = [part for each in (*SMALL, "training.learning_rate=1e-9") for part in ("--set", each)]
     tuned += ["--init", tmp_path / "run", "--out", tmp_path / "tuned"]
-    result = call("train", "flickr8k", "--data", data, *tuned, "--set", "backbone.trainable=true")
+    result = call("train", "flickr8k_rnn", "--data", data, *tuned, "--set", "backbone.trainable=true")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "tuned" / "target.tokenizer.json").read_text()) == kept
     one, two = (keras.saving.load_model(tmp_path / name / "model.keras") for name in ("run", "tuned"))
     for ours, theirs in zip(two.decoder.weights, one.decoder.weights, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-4)
-    result = call("train", "flickr8k", "--data", data, "--init", "dates", "--out", tmp_path / "wrong")
+    result = call("train", "flickr8k_rnn", "--data", data, "--init", "dates", "--out", tmp_path / "wrong")
     assert result.exit_code == 2 and "the run of --init reads text" in result.output
 
 
@@ -206,12 +238,12 @@ def test_a_frozen_backbone_that_was_tuned_sees_the_same_after_a_resume(data, tmp
     assert train(data, tmp_path / "tuned", "backbone.trainable=true", "training.learning_rate=0.01").exit_code == 0
     given = [part for each in (*SMALL, "training.epochs=2") for part in ("--set", each)]
     given += ["--init", tmp_path / "tuned", "--out", tmp_path / "run", "--set", "backbone.trainable=false"]
-    result = call("train", "flickr8k", "--data", data, *given)
+    result = call("train", "flickr8k_rnn", "--data", data, *given)
     assert result.exit_code == 0, result.output
     kept = {path.name for path in (tmp_path / "features").iterdir()}
     history = (tmp_path / "run" / "history.json").read_text()
     go_on_from_the_first_epoch(tmp_path / "run")
-    result = call("train", "flickr8k", "--data", data, "--out", tmp_path / "run", "--resume")
+    result = call("train", "flickr8k_rnn", "--data", data, "--out", tmp_path / "run", "--resume")
     assert result.exit_code == 0, result.output
     assert {path.name for path in (tmp_path / "features").iterdir()} == kept
     assert (tmp_path / "run" / "history.json").read_text() == history
@@ -257,11 +289,28 @@ def test_images_that_cannot_be_used_are_named(data, tmp_path):
     from keras_attention.training.corpus import _find_captions
     from keras_attention.training.recipes import load_recipe
 
-    recipe = load_recipe("flickr8k", [f"data.folder={folder}", "data.unreadable=skip"])
-    _, found, notes = _find_captions(recipe)
+    recipe = load_recipe("flickr8k_rnn", [f"data.folder={folder}", "data.unreadable=skip"])
+    _, found, notes = _find_captions(recipe, {})
     assert len(found["train"].images) + len(found["val"].images) >= 23
     assert any("3.png" in note and "missing or damaged and were left out" in note for note in notes)
     assert any("No validation file: 1 images" in note for note in notes)
+
+
+def test_images_are_read_again_only_if_they_changed(data, tmp_path, monkeypatch):
+    from keras_attention.models import images
+
+    for name in ("1.png", "3.png"):
+        (tmp_path / name).write_bytes((data / "images" / name).read_bytes())
+    asked = []
+    monkeypatch.setattr(images, "what_is_wrong", lambda data: asked.append(data) or (None if data else "empty"))
+    (tmp_path / "2.png").touch()
+    readable, names = {}, ["1.png", "3.png", "2.png", "4.png"]
+    wrong = find_unreadable(tmp_path, names, readable)
+    assert set(wrong) == {"2.png", "4.png"} and set(readable) == {"1.png", "3.png"} and len(asked) == 3
+    asked.clear()
+    (tmp_path / "1.png").write_bytes(b"other")
+    assert find_unreadable(tmp_path, names, readable) == wrong
+    assert asked == [b"other", b""]
 
 
 @pytest.mark.parametrize(

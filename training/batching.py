@@ -291,6 +291,8 @@ class ImageSequences(_Shown):
         images: uint8 [m, H, W, 3]; may be memory-mapped.
         shown: int [n], the image that each row shows; row i shows image i if None.
         mirrored: bool [n], the rows that show it mirrored; none if None.
+        boxes: float [n, 4], the part that each row shows, enlarged to the whole: left, top, right and bottom as shares
+            of the image's sides, from 0 to 1; the whole image if None.
 
     Raises:
         InputError: If the images are no such array, or a row shows none of them.
@@ -304,7 +306,7 @@ class ImageSequences(_Shown):
 
     name, dtype = "image", "uint8"
 
-    def __init__(self, images, shown=None, mirrored=None):
+    def __init__(self, images, shown=None, mirrored=None, boxes=None):
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != "uint8":
             raise InputError(
                 f"Images are uint8 arrays of shape [n, height, width, 3]. Received: {images.dtype} of shape "
@@ -315,9 +317,12 @@ class ImageSequences(_Shown):
         if len(self.shown) and not 0 <= self.shown.min() <= self.shown.max() < len(images):
             raise InputError(f"There are {len(images)} images, and a row shows another one.")
         self.mirrored = np.zeros(len(self.shown), bool) if mirrored is None else mirrored
+        self.boxes = boxes
 
     def __getitem__(self, index):
         image = self.images[self.shown[index]]
+        if self.boxes is not None:
+            image = _part(image, self.boxes[index])
         return image[:, ::-1] if self.mirrored[index] else image
 
     @property
@@ -331,7 +336,8 @@ class ImageSequences(_Shown):
 
     def select(self, keep):
         """The rows where the boolean array keep [n] is True."""
-        return ImageSequences(self.images, self.shown[keep], self.mirrored[keep])
+        boxes = None if self.boxes is None else self.boxes[keep]
+        return ImageSequences(self.images, self.shown[keep], self.mirrored[keep], boxes)
 
 
 class GridSequences(_Shown):
@@ -362,6 +368,16 @@ class GridSequences(_Shown):
 
     def __getitem__(self, index):
         return self.grids[self.shown[index], self.views[index]]
+
+
+def _part(image, box):
+    """The part of a uint8 image [H, W, 3] in a box (left, top, right, bottom: shares of its sides), of its size."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    pixels = [share * side for share, side in zip(box, (width, height, width, height), strict=True)]
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=pixels))
 
 
 def _as_features(number, sequence):

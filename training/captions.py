@@ -139,17 +139,29 @@ def split_by_image(captions, seed, share=0.05):
     return _gathered(train, captions.note), _gathered(val, "")
 
 
-def find_unreadable(folder, names):
-    """{name: why} of the images of a folder that are missing or cannot be decoded."""
+def find_unreadable(folder, names, readable=None):
+    """{name: why} of the images of a folder that are missing or cannot be decoded.
+
+    Args:
+        folder: Where the images lie.
+        names: Their file names.
+        readable: {name: [bytes, time of its last change]} of images that an earlier call could read: those that are
+            still so are not read again. What this call finds is added.
+    """
     from keras_attention.models.images import what_is_wrong
 
-    wrong = {}
+    readable, wrong = {} if readable is None else readable, {}
     for name in names:
+        path = Path(folder) / name
         try:
-            error = what_is_wrong((Path(folder) / name).read_bytes())
+            status = path.stat()
+            state = [status.st_size, status.st_mtime_ns]
+            error = None if readable.get(name) == state else what_is_wrong(path.read_bytes())
         except OSError as problem:
             error = f"it cannot be read: {problem.strerror}."
-        if error is not None:
+        if error is None:
+            readable[name] = state
+        else:
             wrong[name] = error
     return wrong
 

@@ -210,17 +210,20 @@ def _from_text(recipe, folder, begin_with):
 
 
 def _from_captions(recipe, folder, begin_with):
-    """Images are kept as arrays, once; captions are read and tokenized in a second or two, every time."""
+    """Images are read and kept as arrays once; captions are read and tokenized in a second or two, every time."""
     if begin_with is not None and begin_with[0] is not None:
         raise InputError("data.images gives images as sources, and the run of --init reads text.")
     if begin_with is not None:
         _check_tokenizers(recipe, begin_with)
-    images_folder, found, notes = _find_captions(recipe)
+    checked = folder / "tokens" / "readable.json"
+    readable = json.loads(checked.read_text(encoding="utf-8")) if checked.exists() else {}
+    images_folder, found, notes = _find_captions(recipe, readable)
     tokenizers = _load_tokenizers(folder, no_text=True)
     if tokenizers is None:
         tokenizers = begin_with or _learn(recipe, [], found["train"].texts, no_text=True)
     _save_tokenizers(tokenizers, folder)
     (folder / "tokens").mkdir(parents=True, exist_ok=True)
+    atomic_write(checked, lambda temporary: temporary.write_text(json.dumps(readable), encoding="utf-8"))
     sides = {}
     for name, captions in found.items():
         path = folder / "tokens" / f"{name}.images.npy"
@@ -230,13 +233,15 @@ def _from_captions(recipe, folder, begin_with):
     val = found["val"]
     chosen = val.images[:SAMPLES]
     samples = Pairs([os.fspath(Path(images_folder) / name) for name in chosen], val.of_images()[: len(chosen)])
-    size = tokenizers[1].vocabulary_size
-    train = partial(_seen_anew, sides["train"], recipe.seed) if recipe.data.mirror else sides["train"]
+    size, train = tokenizers[1].vocabulary_size, _augmented(sides["train"], recipe)
     return Corpus(None, size, train, sides["val"], tokenizers, samples, notes, None, tuple(recipe.data.image_size))
 
 
-def _find_captions(recipe):
-    """(folder of the images, {train, val: Captions}, notes) of a recipe's files, every image known to be readable."""
+def _find_captions(recipe, readable):
+    """(folder of the images, {train, val: Captions}, notes) of a recipe's files, every image known to be readable.
+
+    `readable` is what an earlier call knew of them, as of `find_unreadable`, and becomes what this one knows.
+    """
     data = recipe.data
     folder = Path(data.folder or ".")
     images = folder / data.images if (folder / data.images).is_dir() else Path(data.images)
@@ -256,7 +261,7 @@ def _find_captions(recipe):
         found["train"], found["val"] = split_by_image(found["train"], recipe.seed)
         notes.append(f"No validation file: {len(found['val'].images)} images were drawn with seed {recipe.seed}.")
     for name, captions in found.items():
-        wrong = find_unreadable(images, captions.images)
+        wrong = find_unreadable(images, captions.images, readable)
         if wrong and data.unreadable == "stop":
             first, why = next(iter(wrong.items()))
             raise InputError(
@@ -272,13 +277,25 @@ def _find_captions(recipe):
     return images, found, notes
 
 
-def _seen_anew(pairs, seed, epoch):
-    """The pairs, in this epoch half of them with the mirrored image."""
+def _augmented(pairs, recipe):
+    """The pairs; where images are shown otherwise in every epoch, a function of the epoch that gives them."""
+    data = recipe.data
+    return partial(_seen_anew, pairs, recipe.seed, data.mirror, data.crop) if data.mirror or data.crop < 1 else pairs
+
+
+def _seen_anew(pairs, seed, mirror, crop, epoch):
+    """The pairs, in this epoch half of them with the mirrored image, and all with a part of it drawn at random."""
     source, target = pairs
-    views = np.random.default_rng([seed, epoch, len(target)]).integers(0, 2, len(target))
+    draw = np.random.default_rng([seed, epoch, len(target)])
+    views = draw.integers(0, 2 if mirror else 1, len(target))
     if isinstance(source, GridSequences):
         return GridSequences(source.grids, source.shown, views), target
-    return ImageSequences(source.images, source.shown, views.astype(bool)), target
+    boxes = None
+    if crop < 1:
+        sides = draw.uniform(crop, 1, (len(target), 2))
+        corners = draw.uniform(0, 1 - sides)
+        boxes = np.concatenate([corners, corners + sides], axis=1)
+    return ImageSequences(source.images, source.shown, views.astype(bool), boxes), target
 
 
 def with_grids(corpus, model, recipe, folder):
@@ -291,11 +308,7 @@ def with_grids(corpus, model, recipe, folder):
         return GridSequences(kept, source.shown, np.zeros(len(target), "int64")), target
 
     train = grids(corpus.train.args[0] if mirror else corpus.train, mirror)
-    return replace(
-        corpus,
-        train=partial(_seen_anew, train, recipe.seed) if mirror else train,
-        val=grids(corpus.val, mirror=False),
-    )
+    return replace(corpus, train=_augmented(train, recipe), val=grids(corpus.val, mirror=False))
 
 
 def read_pairs(recipe):

@@ -87,6 +87,8 @@ class Data:
     images: str | None = None  # a folder of images: source is a file of their captions, the folder may lie in --data
     image_size: list = field(default_factory=lambda: [224, 224])  # height and width that images are resized to
     mirror: bool = False  # of images: every caption is shown with the mirrored image in half of the epochs
+    crop: float = 1.0  # of images, where the backbone is trained: every caption is shown with a part of its image, drawn
+    # at random in every epoch, whose sides are at least this share of the image's
     unreadable: str = "stop"  # what an image that is missing or damaged does; "skip" leaves it out, named
     columns: list = field(default_factory=lambda: [1, 2])  # of a TSV: source and target, counted from 1
     joint_vocabulary: bool = False  # one tokenizer for both sides, learned from both as [source_tokenizer] says
@@ -368,6 +370,14 @@ def _check_choices(recipe, where):
         raise InputError(f"{where}: data.images and data.task are two sources of examples: set one of them to none.")
     if data.mirror and not data.images:
         raise InputError(f"{where}: data.mirror is for data.images.")
+    if not 0 < data.crop <= 1:
+        raise InputError(f"{where}: data.crop must be above 0 and at most 1, the whole image. Received: {data.crop}")
+    if data.crop < 1 and not (data.images and recipe.backbone.trainable):
+        raise InputError(
+            f"{where}: data.crop is for data.images with a backbone that is trained: of a frozen one the whole images' "
+            "grids are kept. Received: "
+            f"data.images={data.images}, backbone.trainable={str(recipe.backbone.trainable).lower()}"
+        )
     size = recipe.data.image_size
     if [type(number) for number in size] != [int, int] or min(size) < 1:
         raise InputError(f"{where}: data.image_size must be [height, width] in pixels. Received: {size!r}")
