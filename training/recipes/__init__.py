@@ -87,8 +87,7 @@ class Data:
     images: str | None = None  # a folder of images: source is a file of their captions, the folder may lie in --data
     image_size: list = field(default_factory=lambda: [224, 224])  # height and width that images are resized to
     mirror: bool = False  # of images: every caption is shown with the mirrored image in half of the epochs
-    crop: float = 1.0  # of images, where the backbone is trained: every caption is shown with a part of its image, drawn
-    # at random in every epoch, whose sides are at least this share of the image's
+    crop: float = 1.0  # of images, for a trained backbone: every epoch shows a random part, at least this of each side
     unreadable: str = "stop"  # what an image that is missing or damaged does; "skip" leaves it out, named
     columns: list = field(default_factory=lambda: [1, 2])  # of a TSV: source and target, counted from 1
     joint_vocabulary: bool = False  # one tokenizer for both sides, learned from both as [source_tokenizer] says
