@@ -264,6 +264,7 @@ def test_resuming_does_not_change_what_a_run_began_with(place, run, copied, no_e
     assert json.loads((copied / "recipe.json").read_text(encoding="utf-8"))["init"] == str(run)
 
 
+@pytest.mark.long
 def test_what_fails_after_training_loses_nothing(place, tmp_path, no_export, monkeypatch):
     out, evaluate = tmp_path / "run", keras.Model.evaluate
 
@@ -295,6 +296,7 @@ def interrupt(monkeypatch, epoch, error):
     return lambda: monkeypatch.setattr(Checkpoints, "on_epoch_end", original)
 
 
+@pytest.mark.long
 def test_an_interrupted_run_resumes_to_the_uninterrupted_history(place, run, tmp_path, monkeypatch, no_export):
     monkeypatch.chdir(tmp_path)
     undo = interrupt(monkeypatch, 1, KeyboardInterrupt)

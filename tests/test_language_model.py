@@ -85,7 +85,13 @@ def test_steps_equal_one_call(name, prompt):
 PROMPTS = np.tile([4, 7, 6, 10, 12, 5, 9], (L + 1, 1)) * (np.arange(L) < np.arange(L + 1)[:, None])  # none to L
 
 
-@every_configuration
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name.startswith(("learned", "rotary")) else pytest.param(name, marks=pytest.mark.long)
+        for name in CONFIGURATIONS
+    ],
+)
 def test_a_batch_of_prompts_of_all_lengths_is_each_alone(name):
     model = make(name)
     together = beam_search(model, model.encode({"source": PROMPTS}), 4, beam_width=3, num_return=3)

@@ -22,6 +22,7 @@ def tiny(attention="additive", **options):
     return Pipeline(randomize(model, seed=1), source, target, **{"max_length": 9, **options})
 
 
+@pytest.mark.long
 def test_200_texts_shuffled_batched_over_padded_and_compiled_answer_alike(shipped):
     texts = [example.source for example in dates.draw(200, seed=3, split="test")]
     expected = shipped(texts, beam_width=3)

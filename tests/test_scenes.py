@@ -102,11 +102,17 @@ def trained(tmp_path_factory):
 
 
 @on_tensorflow
-def test_a_run_holds_everything_and_goes_on(trained):
-    call, run = trained
+def test_a_run_holds_everything(trained):
+    _, run = trained
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["plots"][-1].endswith("caption.png") and (run / "plots" / "caption.png").stat().st_size > 5000
     assert (run / "export" / "1" / "saved_model.pb").exists()
+
+
+@pytest.mark.long
+@on_tensorflow
+def test_a_run_goes_on(trained):
+    call, run = trained
     result = call("train", "scenes", "--out", run, "--resume", "--set", "training.epochs=2")
     assert result.exit_code == 0 and len(json.loads((run / "history.json").read_text())["loss"]) == 2
 

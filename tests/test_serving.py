@@ -261,6 +261,7 @@ def test_versions_are_numbered_and_nothing_is_overwritten(tmp_path):
         pipeline.export(tmp_path / "file")
 
 
+@pytest.mark.long
 def test_a_model_without_attention_exports_none(tmp_path):
     pipeline = tiny(None, beam_width=2)
     loaded = tf.saved_model.load(str(pipeline.export(tmp_path)))

@@ -116,6 +116,7 @@ def test_nothing_is_kept_of_a_call_outside_of_fit(monkeypatch):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_fit_in_mixed_precision_learns_what_one_in_float32_does(policy):
     x, y, sample_weight = data()

@@ -312,6 +312,7 @@ def write_tsv(folder, pairs, val):
     return folder
 
 
+@pytest.mark.long
 def test_fine_tuning_adds_the_characters_that_a_vocabulary_lacks(uninterrupted, tmp_path, no_export):
     """The demonstration's answers have no full stop; new pairs do. Everything else begins as it was."""
     data = write_tsv(tmp_path / "data", [("1 May 1999", "01.05.1999")] * 8, [("2 May 1999", "02.05.1999")])
@@ -334,6 +335,7 @@ def test_fine_tuning_adds_the_characters_that_a_vocabulary_lacks(uninterrupted, 
     assert after.model.target_embedding.embeddings.shape[0] == size + 1
 
 
+@pytest.mark.long
 def test_bleu_and_chrf_choose_the_weights_where_the_recipe_says_so(tmp_path, no_export):
     rows = [(word, f"{word} {word} ist {word} hier") for word in ("ab", "ba", "aab", "bba", "abab", "bab")]
     data = write_tsv(tmp_path / "data", rows * 6, rows)
@@ -429,6 +431,7 @@ def test_schedules_end_with_the_training(accumulated):
     assert int(model.optimizer._iterations) == 8 and int(model.optimizer.iterations) == 8 // accumulated
 
 
+@pytest.mark.long
 def test_the_moving_average_is_one_of_the_candidates(tmp_path, monkeypatch, no_export):
     small = resolve(TRANSFORMER, ["training.dtype=float32", "training.gradient_accumulation=1"])
     small.data.folder = str(write_tsv(tmp_path / "data", words_in_order(100, 1), words_in_order(20, 2)))
