@@ -219,6 +219,7 @@ def test_a_run_holds_what_was_promised_and_resumes(run):
     assert again["val_loss"] == metrics["val_loss"]
 
 
+@pytest.mark.long
 def test_a_run_goes_on_by_another_metric_but_not_with_another_optimizer(tmp_path, no_export):
     given = recipe(write(tmp_path / "text.txt", VERSE * 8), training={"epochs": 2, "monitor": "val_token_accuracy"})
     out = tmp_path / "run"
@@ -246,6 +247,7 @@ def test_evaluate_gives_the_loss_of_the_run(run, tmp_path):
     assert "no language model" in ask("evaluate", out, tmp_path / "val.txt", "--compare", "dates").stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "unigram"])
 def test_texts_of_other_pieces_train_and_are_gone_on_with(kind, tmp_path, no_export):
     text = VERSE * 8
@@ -362,7 +364,11 @@ def test_attention_has_a_column_for_each_piece():
     np.testing.assert_allclose(scores.decoder[-1].mean(0)[4:9], one.attention[:5, :10], atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}, marks=pytest.mark.long)],
+    ids=str,
+)
 def test_the_pipeline_answers_alike_in_every_batch_plain_and_compiled(options):
     asked, prompts = pipeline(**options), ["abc", "", "a b c d", "g"]
     for given in ({"beam_width": 3, "num_return": 2}, {**DRAWN, "top_k": 5, "top_p": 0.9, "num_return": 2}):
@@ -481,6 +487,7 @@ def test_a_stream_gives_only_what_is_new_after_a_damaged_prompt():
         assert "".join(asked.stream(prompt, **DRAWN)) == asked([prompt], **DRAWN)[0].text
 
 
+@pytest.mark.long
 def test_a_long_stream_is_the_whole_text():
     """Far longer than what is written anew for each token."""
     for tokenizer in (CharacterTokenizer(""), SentencePieceTokenizer.learn(VERSE.split("\n"), 310)):
@@ -498,6 +505,7 @@ def test_a_served_prompt_with_a_character_that_the_vocabulary_lacks_is_refused(t
         answer(text=tf.constant(["abc", "abz"]), max_length=tf.constant(5))
 
 
+@pytest.mark.long
 def test_ids_in_and_out(tmp_path):
     import tensorflow as tf
 

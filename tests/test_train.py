@@ -130,6 +130,7 @@ def test_settings_that_a_run_cannot_resume_with_change_nothing(uninterrupted):
     assert (uninterrupted / "recipe.json").read_text() == stored
 
 
+@pytest.mark.long
 def test_long_validation_lines_are_left_out_of_the_samples(tmp_path, no_export):
     folder = write_pairs(tmp_path / "data")
     long = "abcde" * 30
@@ -141,6 +142,7 @@ def test_long_validation_lines_are_left_out_of_the_samples(tmp_path, no_export):
     assert not any(long in text for text in said)
 
 
+@pytest.mark.long
 def test_what_a_task_draws_too_long_is_reported(tmp_path, no_export):
     said = []
     train(recipe("training.epochs=1", "data.max_source_length=16"), tmp_path / "run", say=said.append)
