@@ -59,6 +59,7 @@ SIZES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", SIZES, ids=["seq2seq", "transformer"])
 def test_bfloat16_training_learns_and_decodes(kind):
     """Copying three symbols: weights stay float32, the loss is finite, answers are right after some epochs."""

@@ -61,6 +61,13 @@ EXPORTED = ["features", "transformer, pre-norm, rotary"]  # an RNN that reads te
 # Searches called eagerly: likewise. (On TensorFlow a pipeline searches with every configuration.)
 SEARCHED = ["additive, luong, lstm", "context in the first state", "transformer, pre-norm, rotary"]
 every_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
+FEW = (
+    "additive, luong, lstm",
+    "context in the first state",
+    "features",
+    "transformer",
+    "transformer, pre-norm, rotary",
+)
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="text and SavedModel")
 LENGTHS = [5, 2, 7, 1]
 MASK = np.arange(7) < np.array(LENGTHS)[:, None]
@@ -160,7 +167,9 @@ def test_every_weight_has_a_gradient_and_save_and_load_give_equal_outputs(name, 
 
 
 @on_tensorflow
-@every_configuration
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.long) for name in CONFIGURATIONS]
+)
 def test_the_pipeline_answers_alike_in_every_batch_plain_and_compiled(name):
     pipeline = Pipeline(make(name), max_length=6, beam_width=3, max_source_length=LONGEST)
     rows = rows_of(pipeline.model)

@@ -62,7 +62,7 @@ def compiled(loss, seed_model=None, metrics=(), **options):
     return model
 
 
-@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("tie", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_fit_without_logits_has_the_history_of_one_with_them(tie):
     x, y, sample_weight = data()
     without = compiled(MaskedCrossEntropy(0.1), tie_embeddings=tie)
