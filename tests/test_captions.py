@@ -159,7 +159,7 @@ def test_empty_rows_of_a_batch_show_images():
 
 
 def test_a_row_shows_a_part_of_its_image():
-    """The lower right corner of an image of four colours is of one colour, mirrored or not; None is the whole."""
+    """A corner of an image of four colours, its mirrored whole and its left edge, each as large as the image."""
     image = np.repeat(np.repeat(np.arange(12, dtype="uint8").reshape(2, 2, 3) * 20, 8, axis=0), 6, axis=1)
     boxes = np.array([[0.75, 0.75, 1, 1], [0, 0, 1, 1], [0, 0, 0.25, 1]])
     rows = ImageSequences(image[None], [0, 0, 0], np.array([False, True, False]), boxes)

@@ -61,6 +61,7 @@ EXPORTED = ["features", "transformer, pre-norm, rotary"]  # an RNN that reads te
 # Searches called eagerly: likewise. (On TensorFlow a pipeline searches with every configuration.)
 SEARCHED = ["additive, luong, lstm", "context in the first state", "transformer, pre-norm, rotary"]
 every_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
+# Pipelines, plain and compiled, in the ordinary tests; all others are asked by `make test-long`.
 FEW = (
     "additive, luong, lstm",
     "context in the first state",

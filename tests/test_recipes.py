@@ -319,7 +319,7 @@ def test_location_needs_room_for_the_longest_source():
         (["data.mirror=true"], "data.mirror is for data.images"),
         (["data.images=pictures", "data.crop=0"], "data.crop must be above 0 and at most 1, the whole"),
         (["data.crop=0.8"], "data.crop is for data.images with a backbone that is trained"),
-        (["data.images=pictures", "data.crop=0.8", "backbone.trainable=false"], "backbone.trainable=false"),
+        (["data.images=pictures", "data.crop=0.8", "backbone.trainable=false"], "=pictures, backbone.trainable=false"),
         (["data.images=pictures", "data.task=scenes"], "data.images and data.task are two sources"),
         (["backbone.size=3"], "unknown key 'size' in [backbone]"),
     ],

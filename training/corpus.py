@@ -284,7 +284,7 @@ def _augmented(pairs, recipe):
 
 
 def _seen_anew(pairs, seed, mirror, crop, epoch):
-    """The pairs, in this epoch half of them with the mirrored image, and all with a part of it drawn at random."""
+    """The pairs of an epoch: with `mirror` half of them mirrored, with a `crop` below 1 a part of each image."""
     source, target = pairs
     draw = np.random.default_rng([seed, epoch, len(target)])
     views = draw.integers(0, 2 if mirror else 1, len(target))
