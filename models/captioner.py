@@ -31,7 +31,8 @@ class ImageCaptioner(TokenModel):
             adds it, with lambda 1, to the sum over a caption's words; a loss that is their mean takes 1 / T for that.
 
     Call arguments:
-        x: a dict of "image" (or "source") and "target" ids [B, T].
+        x: a dict of "image" (or "source") and "target" ids [B, T]; or [B * k, T], k captions of every image, one
+            behind the other, for which the backbone is run once (not where tf.distribute splits batches).
         return_attention_scores: also return the decoder's weights.
 
     Returns:
@@ -102,7 +103,11 @@ class ImageCaptioner(TokenModel):
         """The decoder's part of x, its source the grid."""
         check_input(self, x, () if "source" in x else ("image",))
         given = {name: x[name] for name in ("source", "source_mask", "target") if name in x}
-        return given if "source" in x else {"source": self.grid(x["image"], training), **given}
+        source = given if "source" in x else {"source": self.grid(x["image"], training), **given}
+        if "target" not in x:
+            return source
+        each = {name: _for_each(array, x["target"]) for name, array in source.items() if name != "target"}
+        return {**each, "target": x["target"]}
 
     def features(self, x, return_attention_scores=False, training=None):
         check_input(self, x, ("target",))
@@ -165,6 +170,21 @@ class ImageCaptioner(TokenModel):
     def from_config(cls, config):
         layers = {name: keras.saving.deserialize_keras_object(config[name]) for name in ("backbone", "decoder")}
         return cls(**{**config, **layers})
+
+
+def _for_each(array, target):
+    """The array [B, ...] with every row once for each of its k captions in target [B * k, T]."""
+    array = ops.convert_to_tensor(array)
+    (rows, *rest), captions = ops.shape(array), ops.shape(ops.convert_to_tensor(target))[0]
+    if rows is None or captions is None or isinstance(rows, int) and rows == captions:  # None: symbolic
+        return array
+    if isinstance(rows, int) and isinstance(captions, int) and captions % max(rows, 1):
+        raise ValueError(
+            "ImageCaptioner expects as many captions as images, or k of each, one behind the other. Received: "
+            f"{rows} images and target.shape={tuple(target.shape)}"
+        )
+    each = ops.broadcast_to(array[:, None], (rows, captions // ops.maximum(rows, 1), *rest))
+    return ops.reshape(each, (captions, *rest))
 
 
 def _unevenness(weights):

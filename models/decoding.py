@@ -105,7 +105,8 @@ def sample(
         num_samples: samples a row.
         temperature: divides the logits; 0 is greedy search. A number or a scalar tensor, as top_k and top_p.
         top_k: keep the k most probable tokens; None keeps all.
-        top_p: of those, keep the smallest set whose probabilities sum to at least p; None keeps all.
+        top_p: of those, keep the smallest set whose probabilities sum to at least p; None keeps all. With both None
+            nothing is sorted, and the same numbers give another text than with limits that keep all.
 
     Returns:
         Hypotheses with R = num_samples, in the order of the draws; log-probabilities are those of temperature 1.
@@ -202,24 +203,38 @@ def check_sampling(temperature, top_k, top_p):
 
 
 def draw(logits, uniform, temperature, top_k, top_p):
-    """Token [N] where the cumulated probabilities of logits [N, V], most probable first, pass uniform [N]."""
+    """Token [N] where the cumulated probabilities of logits [N, V] pass uniform [N].
+
+    They are cumulated from the most probable one on; in the vocabulary's order where top_k and top_p are both None, so
+    that nothing need be sorted.
+    """
     vocabulary = logits.shape[-1]
+    temperature = ops.cast(temperature, "float32")
+    uniform = ops.where(temperature > 0, uniform, 0.0)
+    if top_k is None and top_p is None:
+        logits = _possible(logits)
+        probabilities = ops.softmax(logits / ops.maximum(temperature, 1e-9), axis=-1)
+        drawn = ops.minimum(_passed(probabilities, uniform), vocabulary - 1)
+        return ops.where(temperature > 0, drawn, ops.cast(ops.argmax(logits, axis=-1), "int32"))
     values, tokens = ops.top_k(_possible(logits), k=vocabulary)
     kept = values > POSSIBLE
     if top_k is not None:
         kept = ops.logical_and(kept, ops.arange(vocabulary) < top_k)
-    # Of temperature 0 all but the greatest are infinitely small, and of several that are equal the first is taken.
-    values = (values - values[:, :1]) / ops.maximum(ops.cast(temperature, "float32"), 1e-9)
-    uniform = ops.where(ops.cast(temperature, "float32") > 0, uniform, 0.0)
+    # Of temperature 0 the first one is taken of several that are equal.
+    values = (values - values[:, :1]) / ops.maximum(temperature, 1e-9)
     probabilities = ops.softmax(ops.where(kept, values, NEVER), axis=-1)
     if top_p is not None:
         before = ops.cumsum(probabilities, axis=-1) - probabilities
         probabilities = ops.where(before < top_p, probabilities, 0.0)
-    cumulated = ops.cumsum(probabilities, axis=-1)
-    passed = cumulated <= uniform[:, None] * cumulated[:, -1:]
     last = ops.sum(ops.cast(probabilities > 0, "int32"), axis=-1) - 1
-    place = ops.minimum(ops.sum(ops.cast(passed, "int32"), axis=-1), last)
+    place = ops.minimum(_passed(probabilities, uniform), last)
     return ops.cast(ops.take_along_axis(tokens, place[:, None], axis=-1)[:, 0], "int32")
+
+
+def _passed(probabilities, uniform):
+    """How many cumulated probabilities [N, V] are at or below uniform [N], a share of their sum: int32 [N]."""
+    cumulated = ops.cumsum(probabilities, axis=-1)
+    return ops.sum(ops.cast(cumulated <= uniform[:, None] * cumulated[:, -1:], "int32"), axis=-1)
 
 
 def _possible(logits, first=None):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from keras_attention.training.caption_scores import caption_scores, cider_d, rouge_l
+from keras_attention.training.caption_scores import SentenceBleu, caption_scores, cider_d, rouge_l
 from keras_attention.training.errors import InputError
 
 ANSWERS = [
@@ -71,3 +71,16 @@ def test_an_empty_answer_scores_nothing():
 def test_errors(answers, references):
     with pytest.raises(InputError, match="for each of them one reference or more. Received"):
         caption_scores(answers, references)
+
+
+def test_bleu_of_single_answers_is_that_of_sacrebleu(caplog):
+    """Of short ones too, and without a warning for each."""
+    import sacrebleu
+
+    words = [[answer.split() for answer in ANSWERS], [[each.split() for each in of_one] for of_one in REFERENCES]]
+    bleu = SentenceBleu(words[1])
+    for number, (answer, references) in enumerate(zip(ANSWERS, REFERENCES, strict=True)):
+        expected = sacrebleu.sentence_bleu(answer, references, tokenize="none").score
+        assert bleu.score(answer.split(), number) == pytest.approx(expected)
+    assert SentenceBleu([[[5, 6, 3]]]).score([5, 6, 3], 0) == pytest.approx(100)
+    assert not caplog.records

@@ -222,6 +222,17 @@ def test_a_captioner_trains_on_files(data, tmp_path, trainable):
     one, two = (keras.saving.load_model(tmp_path / name / "model.keras") for name in ("run", "tuned"))
     for ours, theirs in zip(two.decoder.weights, one.decoder.weights, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-4)
+    # Then it learns from captions of its own.
+    own = [*SMALL, "training.epochs=2", "training.self_critical=3", "training.label_smoothing=0"]
+    own += ["backbone.trainable=true", "data.crop=0.8"]
+    own = [part for each in own for part in ("--set", each)]
+    own += ["--init", tmp_path / "tuned", "--out", tmp_path / "own"]
+    result = call("train", "flickr8k_rnn", "--data", data, *own)
+    assert result.exit_code == 0, result.output
+    history = (tmp_path / "own" / "history.json").read_text()
+    go_on_from_the_first_epoch(tmp_path / "own")
+    assert call("train", "flickr8k_rnn", "--data", data, "--out", tmp_path / "own", "--resume").exit_code == 0
+    assert (tmp_path / "own" / "history.json").read_text() == history
     result = call("train", "flickr8k_rnn", "--data", data, "--init", "dates", "--out", tmp_path / "wrong")
     assert result.exit_code == 2 and "the run of --init reads text" in result.output
 

@@ -130,6 +130,14 @@ def test_sample_weights(shape):
     assert number(loss(TARGETS, LOGITS, sample_weight=given)) == pytest.approx(expected, rel=1e-6)
 
 
+def test_weights_below_zero_are_divided_by_their_magnitude():
+    """What they weigh is to become less probable, and the size of a step does not depend on how they cancel."""
+    weights = np.array([1.0, -2.0, 0.5], "float32")[:, None] * REAL
+    expected = (oracle_losses(0.1) * weights).sum() / np.abs(weights).sum()
+    loss = losses.MaskedCrossEntropy(label_smoothing=0.1)
+    assert number(loss(TARGETS, LOGITS, sample_weight=weights.astype("float32"))) == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_weight_at_padding_does_not_count():
     loss = losses.MaskedCrossEntropy()
     weights = np.where(REAL, 1.0, np.nan).astype("float32")
@@ -212,10 +220,10 @@ def plain(features, matrix, bias):
 
 
 @pytest.mark.parametrize(("smoothing", "block"), BLOCKS)
-@pytest.mark.parametrize("weighted", [False, True])
-def test_blockwise_values_and_gradients_equal_the_plain_loss(smoothing, block, weighted):
+@pytest.mark.parametrize("weights", ["none", "positive", "of both signs"])
+def test_blockwise_values_and_gradients_equal_the_plain_loss(smoothing, block, weights):
     arrays, y_true, sample_weight = block_case()
-    sample_weight = sample_weight if weighted else None
+    sample_weight = {"none": None, "positive": sample_weight, "of both signs": sample_weight - 0.6}[weights]
     loss, labels = MaskedCrossEntropy(smoothing), ops.convert_to_tensor(y_true)
 
     def whole(*x):

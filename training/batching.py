@@ -101,6 +101,7 @@ class TokenSequences(_Sequences):
     """
 
     part, dtype, axes, noun, unit = "ids", "int32", 1, "token", "tokens"
+    rows_each = 1
 
     @classmethod
     def from_lists(cls, sequences):
@@ -154,6 +155,7 @@ class Windows:
     """
 
     unit = "tokens"
+    rows_each = 1
 
     def __init__(self, ids, starts, width, begins=None):
         self.ids = ids
@@ -181,6 +183,56 @@ class Windows:
                 labels[row, : len(ids) - 1] = ids[1:]
                 targets[row, : len(ids) - 1] = ids[:-1]
         return targets, labels
+
+
+class CaptionSets:
+    """Several captions of an image in place of one target: k rows of a batch, for which a backbone sees it once.
+
+    Args:
+        captions: TokenSequences.
+        shown: int [n], the image that each caption belongs to.
+
+    Attributes:
+        images: int [m], the image of each set.
+        rows: int [m, k], the captions of each set, -1 where there is none.
+        rows_each: k, how many captions an image has on average, rounded. One with more has several sets.
+
+    Example:
+
+    >>> sets = CaptionSets(TokenSequences.from_lists([[5], [6, 7], [8], [9]]), shown=[0, 0, 3, 0])
+    >>> sets.images.tolist(), sets.lengths.tolist(), sets.targets(np.array([2, 1]), 2)[0].tolist()
+    ([0, 0, 3], [2, 1, 1], [[2, 8], [0, 0], [2, 9], [0, 0]])
+    """
+
+    unit = "tokens"
+
+    def __init__(self, captions, shown):
+        self.captions = captions
+        images, image, counts = np.unique(shown, return_inverse=True, return_counts=True)
+        each = round(len(image) / max(1, len(images))) or 1
+        sets = -(-counts // each)  # of each image
+        order = np.argsort(image, kind="stable")
+        place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)  # among those of its image
+        self.images = np.repeat(images, sets)
+        self.rows = np.full((len(self.images), each), -1, "int64")
+        self.rows[(np.cumsum(sets) - sets)[image[order]] + place // each, place % each] = order
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def rows_each(self):
+        return self.rows.shape[1]
+
+    @property
+    def lengths(self):
+        """The length of each image's longest caption, int64 [m]."""
+        return np.where(self.rows >= 0, self.captions.lengths[self.rows], 0).max(axis=1)
+
+    def targets(self, indices, width):
+        """(target, y) of a batch of images, int32 [B * k, T] each."""
+        rows = np.where(indices[:, None] >= 0, self.rows[indices], -1)
+        return self.captions.targets(rows.reshape(-1), width)
 
 
 class FeatureSequences(_Sequences):
@@ -528,7 +580,7 @@ def assemble(batch, source, target):
     Args:
         batch: A Batch of `plan_batches`.
         source: TokenSequences, FeatureSequences, ImageSequences, or None where there is no source.
-        target: TokenSequences, or Windows.
+        target: TokenSequences, Windows, or CaptionSets, whose k captions of a row stand one behind the other.
 
     Returns:
         (x, y): x = {"source": int32 [B, S], "target": int32 [B, T], START first} and y int32 [B, T], the target
@@ -556,7 +608,7 @@ class Batches:
 
     Args:
         source: TokenSequences, FeatureSequences, ImageSequences, or None where there is no source (a language model).
-        target: TokenSequences.
+        target: TokenSequences, or CaptionSets.
         draw: For data that is drawn anew for every epoch: a function of the epoch's number that returns
             (source, target), the same for the same number. Keras counts the steps of an epoch only once, so
             every epoch has as many batches as epoch 0: a longer one is cut, a shorter one begins again.
@@ -578,18 +630,16 @@ class Batches:
     (1, [0, 1, 2])
     """
 
+    ahead = 2  # batches that may be made before they are asked for
+
     def __init__(
         self, source=None, target=None, *, draw=None, token_budget, bucket_width=8, seed=0, shuffle=True, copies=1
     ):
         if (target is None) == (draw is None):
             raise InputError("Batches are made of target sequences or of a function `draw`: give one of them.")
         self._draw = draw or (lambda epoch: (source, target))
-        self._plan_options = {
-            "token_budget": token_budget,
-            "bucket_width": bucket_width,
-            "seed": seed,
-            "shuffle": shuffle,
-        }
+        self._token_budget = token_budget
+        self._plan_options = {"bucket_width": bucket_width, "seed": seed, "shuffle": shuffle}
         self.epoch = 0
         self._copies = copies
         self._steps = None
@@ -608,7 +658,8 @@ class Batches:
             if len(target) == 0:
                 raise InputError("There is nothing to make batches of: expected at least one pair.")
             lengths = None if source is None else source.lengths
-            plan = plan_batches(lengths, target.lengths, epoch=epoch, **self._plan_options)
+            budget = max(self._token_budget // target.rows_each, min(1, self._token_budget))
+            plan = plan_batches(lengths, target.lengths, token_budget=budget, epoch=epoch, **self._plan_options)
             plan = [batch._replace(indices=np.tile(batch.indices, self._copies)) for batch in plan]
             plan = list(itertools.islice(itertools.cycle(plan), self._steps or len(plan)))
             self._current = (epoch, source, target, plan)
@@ -648,7 +699,12 @@ def to_tf_dataset(batches):
 
     signature = keras.tree.map_structure(specification, batches[0])
     dataset = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
-    return dataset.apply(tf.data.experimental.assert_cardinality(len(batches))).prefetch(2)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))
+    if batches.ahead:
+        return dataset.prefetch(batches.ahead)
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = False
+    return dataset.with_options(options)
 
 
 class BatchesPyDataset(keras.utils.PyDataset):

@@ -17,7 +17,10 @@ from .scores import check_tokenizer, text_scores
 
 
 class EpochOrder(keras.callbacks.Callback):
-    """Tells the batches which epoch begins; everything about an epoch's order follows from its number."""
+    """Tells the batches which epoch begins; everything about an epoch's order follows from its number.
+
+    Of batches that a model draws itself, their mean score stands in the epoch's logs as "reward".
+    """
 
     def __init__(self, batches):
         super().__init__()
@@ -25,6 +28,10 @@ class EpochOrder(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.batches.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None and getattr(self.batches, "mean_reward", None) is not None:
+            logs["reward"] = self.batches.mean_reward
 
 
 class Samples(keras.callbacks.Callback):

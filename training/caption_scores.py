@@ -64,15 +64,67 @@ def cider_d(answers, references):
         answers: n lists of words.
         references: n lists of lists of words; how rare an n-gram is, is counted in these.
     """
-    references = [[_grams(words) for words in of_one] for of_one in references]
-    images = collections.Counter(gram for of_one in references for gram in set().union(*of_one))
-    rarity = {gram: math.log(len(references)) - math.log(count) for gram, count in images.items()}
-    unseen = math.log(len(references))
-    scores = []
-    for answer, of_one in zip(answers, references, strict=True):
-        weighted = _weighted(_grams(answer), rarity, unseen)
-        scores.append(10 * np.mean([_likeness(weighted, _weighted(each, rarity, unseen)) for each in of_one]))
-    return scores
+    cider = CiderD(references)
+    return [cider.score(answer, number) for number, answer in enumerate(answers)]
+
+
+class CiderD:
+    """CIDEr-D of answers one by one, against references that are counted once.
+
+    Args:
+        references: n lists of lists of words (or of anything that is compared); how rare an n-gram is, is counted in
+            these.
+
+    Example:
+
+    >>> cider = CiderD([[["a", "dog"]], [["a", "cat"]]])
+    >>> round(float(cider.score(["a", "dog"], 0)), 1), float(cider.score(["a", "dog"], 1))
+    (5.0, 0.0)
+    """
+
+    def __init__(self, references):
+        references = [[_grams(words) for words in of_one] for of_one in references]
+        images = collections.Counter(gram for of_one in references for gram in set().union(*of_one))
+        self._unseen = math.log(len(references))
+        self._rarity = {gram: self._unseen - math.log(count) for gram, count in images.items()}
+        self._references = [[self._weigh(each) for each in of_one] for of_one in references]
+
+    def score(self, answer, number):
+        """CIDEr-D, times 10, of an answer (a list of words) against references number `number`."""
+        weighted = self._weigh(_grams(answer))
+        return 10 * np.mean([_likeness(weighted, each) for each in self._references[number]])
+
+    def _weigh(self, grams):
+        return _weighted(grams, self._rarity, self._unseen)
+
+
+class SentenceBleu:
+    """BLEU-4 of answers one by one, smoothed and, of less than four words, cut short as sacrebleu's sentence_bleu.
+
+    Args:
+        references: n lists of lists of words, or of anything that is compared by what it is written as.
+
+    Raises:
+        InputError: If sacrebleu is missing.
+
+    Example:
+
+    >>> bleu = SentenceBleu([[["a", "dog", "runs", "fast"]], [["a", "cat", "runs", "fast"]]])
+    >>> [round(bleu.score(["a", "dog", "runs", "fast"], number)) for number in (0, 1)]
+    [100, 35]
+    """
+
+    def __init__(self, references):
+        self._metric = _bleu_metric(effective_order=True)
+        self._references = [[_written(words) for words in of_one] for of_one in references]
+
+    def score(self, answer, number):
+        """BLEU-4, from 0 to 100, of an answer (a list of words) against references number `number`."""
+        return self._metric.sentence_score(_written(answer), self._references[number]).score
+
+
+def _written(words):
+    return " ".join(map(str, words))
 
 
 def rouge_l(answer, references):
@@ -92,10 +144,6 @@ def _words(text):
 
 
 def _bleu(answers, references):
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise InputError('Scores need sacrebleu: pip install "keras-attention-zoo[train]".') from error
     most = max(map(len, references))
     streams = [
         [" ".join(of_one[i]) if i < len(of_one) else None for of_one in references] for i in range(most)
@@ -103,11 +151,18 @@ def _bleu(answers, references):
     texts = [" ".join(answer) for answer in answers]
     scores = {}
     for order in range(1, 5):
-        metric = BLEU(tokenize="none", smooth_method="none", max_ngram_order=order, force=True)
-        found = metric.corpus_score(texts, streams)
+        found = _bleu_metric(smooth_method="none", max_ngram_order=order).corpus_score(texts, streams)
         scores[f"bleu_{order}"] = found.score
     scores["bleu_4_without_penalty"] = found.score / found.bp if found.bp else 0.0
     return scores
+
+
+def _bleu_metric(**options):
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise InputError('Scores need sacrebleu: pip install "keras-attention-zoo[train]".') from error
+    return BLEU(tokenize="none", force=True, **options)
 
 
 def _grams(words):

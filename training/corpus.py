@@ -19,7 +19,7 @@ from keras_attention.models.tokenizers import (
 )
 from keras_attention.models.words import WordPieceTokenizer, WordTokenizer
 
-from .batching import Batches, GridSequences, ImageSequences, TokenSequences, filter_lengths
+from .batching import Batches, CaptionSets, GridSequences, ImageSequences, TokenSequences, filter_lengths
 from .captions import find_captions, find_unreadable, keep_grids, keep_images, read_captions, shown, split_by_image
 from .datasets import (
     Pairs,
@@ -278,8 +278,15 @@ def _find_captions(recipe, readable):
 
 
 def _augmented(pairs, recipe):
-    """The pairs; where images are shown otherwise in every epoch, a function of the epoch that gives them."""
+    """The pairs; where images are shown otherwise in every epoch, a function of the epoch that gives them.
+
+    Where a backbone is trained, all captions of an image are one target.
+    """
     data = recipe.data
+    if recipe.backbone.trainable:
+        source, target = pairs
+        sets = CaptionSets(target, source.shown)
+        pairs = ImageSequences(source.images, sets.images), sets
     return partial(_seen_anew, pairs, recipe.seed, data.mirror, data.crop) if data.mirror or data.crop < 1 else pairs
 
 

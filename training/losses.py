@@ -61,8 +61,11 @@ def token_losses(y_true, logits, label_smoothing=0.0):
 
 
 def weighted_mean(values, weights):
-    """The mean of values [B, T] under weights [B, T], a scalar; 0 where all weights are 0."""
-    return ops.divide_no_nan(ops.sum(values * weights), ops.sum(weights))
+    """The mean of values [B, T] under weights [B, T], a scalar; 0 where all weights are 0.
+
+    Weights may be negative, for what is to become less probable; the sum is divided by that of their magnitudes.
+    """
+    return ops.divide_no_nan(ops.sum(values * weights), ops.sum(ops.abs(weights)))
 
 
 class TokenStatistics(NamedTuple):
@@ -130,7 +133,7 @@ def blockwise_cross_entropy(
         )
     count = ops.shape(targets)[0]
     features, targets, flat_weights = (_to_blocks(x, block, copies) for x in (features, targets, flat_weights))
-    total_weight = ops.sum(flat_weights)
+    total_weight = ops.sum(ops.abs(flat_weights))
 
     def forward(features, matrix, bias, with_gradients):
         losses, nll, hits, gradients = _scan_blocks(
@@ -309,8 +312,8 @@ class MaskedCrossEntropy(keras.losses.Loss):
 
     1. Each token's loss is `(1 - eps) * (-log p[target]) + eps / V * sum over v of (-log p[v])`.
     2. Padding (id 0 in the targets) has weight 0, a real token 1 or its sample weight.
-    3. The result is the weighted mean, 0 for a batch without any real token. Under `tf.distribute`, as of any Keras
-       loss, it is the mean of the devices' own means.
+    3. The result is the weighted mean, 0 for a batch without any real token; where weights are below 0, the divisor is
+       the sum of their magnitudes. Under `tf.distribute`, as of any Keras loss, it is the mean of the devices' means.
 
     Only the targets say what is padding: an implicit Keras mask on the logits is not applied a second time,
     and the sum is divided by the real tokens, where Keras's default reduction divides by all of them.

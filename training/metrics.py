@@ -42,7 +42,7 @@ class WeightedMean(keras.metrics.Metric):
         """Adds a batch of values [B, T] (losses or hits of tokens) and their weights [B, T]."""
         values, weights = ops.cast(values, self.dtype), ops.cast(weights, self.dtype)
         self.total.assign_add(ops.sum(values * weights))
-        self.count.assign_add(ops.sum(weights))
+        self.count.assign_add(ops.sum(ops.abs(weights)))
 
     def add_statistics(self, statistics, weighted=False):
         """Adds a batch from the TokenStatistics that the loss has found in its own pass."""

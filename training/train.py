@@ -33,6 +33,7 @@ from .losses import MaskedCrossEntropy
 from .metrics import ExactMatch, Perplexity, TokenAccuracy
 from .recipes import MODELS, Backbone, resolve
 from .schedules import InverseSquareRoot, Noam
+from .self_critical import SelfCritical
 
 
 def train(recipe, out, init=None, resume=False, say=print):
@@ -60,6 +61,8 @@ def train(recipe, out, init=None, resume=False, say=print):
         pipeline = _pipeline(model, corpus, recipe)
         texts = _text_scores(recipe, pipeline, corpus)
         train_batches, val_batches = corpus.batches(recipe.training, recipe.seed)
+        if recipe.training.self_critical:
+            train_batches = _self_critical(model, corpus, recipe)
     except (ValueError, OSError, ImportError):  # what a user can put right and try again under the same name
         if not resume:  # then all that stands there was written by this call
             shutil.rmtree(out, ignore_errors=True)
@@ -233,6 +236,16 @@ def compile_model(model, recipe, batches):
         jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
     )
     model.optimizer.build(model.trainable_variables)
+
+
+def _self_critical(model, corpus, recipe):
+    """Batches of what the model draws itself: as many images as captions of the data's mean length fill a batch."""
+    options = recipe.training
+    _, captions = corpus.train(0) if callable(corpus.train) else corpus.train
+    usual = 1 + np.mean(getattr(captions, "captions", captions).lengths)
+    images = max(1, int(options.token_budget / (options.self_critical * usual)))
+    longest = recipe.decoding.max_length
+    return SelfCritical(model, corpus.train, options.self_critical, options.reward, longest, images, recipe.seed)
 
 
 def _schedule(recipe, steps):

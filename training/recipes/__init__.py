@@ -41,12 +41,13 @@ SPLITS = ("words", "punctuation", "blanks")
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 MONITORS = ("val_loss", "val_token_accuracy", "val_perplexity", "val_exact_match", "val_bleu", "val_chrf")
 MONITORS += ("val_bleu_4", "val_cider")  # of captions
+REWARDS = ("cider", "bleu_4")  # of captions
 MINIMUMS = {
     **dict.fromkeys(("seed", "training.warmup_steps", "training.patience", "training.samples"), 0),
     **dict.fromkeys(("data.examples", "data.held_out", "data.max_source_length", "data.max_target_length"), 1),
     **dict.fromkeys(("source_tokenizer.vocabulary_size", "target_tokenizer.vocabulary_size"), 1),
     **dict.fromkeys(("model.embedding_width", "model.decoder_layers", "model.layers", "data.window"), 1),
-    **dict.fromkeys(("model.encoder_layers", "training.doubly_stochastic"), 0),
+    **dict.fromkeys(("model.encoder_layers", "training.doubly_stochastic", "training.self_critical"), 0),
     **dict.fromkeys(("training.epochs", "training.token_budget", "training.bucket_width", "training.average"), 1),
     **dict.fromkeys(("decoding.length_ratio", "decoding.length_offset", "training.r_drop"), 0),
     **dict.fromkeys(("training.weight_decay", "training.final_learning_rate"), 0),
@@ -141,6 +142,10 @@ class Training:
     label_smoothing: float = 0.0
     r_drop: float = 0.0  # weight of R-Drop, which runs every pair twice; its paper translates with 5
     doubly_stochastic: float = 0.0  # of captions: the weight of looking at every place (Xu et al. 2015)
+    self_critical: int = (
+        0  # captions that the model draws of an image, to learn by their score; 0: it learns the data's
+    )
+    reward: str = "cider"  # that score, against the data's captions: cider or bleu_4
     ema_momentum: float | None = None  # of an average of the weights that moves at every batch; 0.999 is usual
     monitor: str = "val_exact_match"  # what chooses the best checkpoint and stops early
     patience: int = 0  # epochs without a better one before training stops; 0: never
@@ -336,6 +341,7 @@ def _check_choices(recipe, where):
         "data.unreadable": (recipe.data.unreadable, ("stop", "skip")),
         "training.dtype": (recipe.training.dtype, DTYPES),
         "training.monitor": (recipe.training.monitor, MONITORS),
+        "training.reward": (recipe.training.reward, REWARDS),
     }
     for name, known in MODEL_CHOICES[recipe.model["kind"]].items():
         choices[f"model.{name}"] = (recipe.model[name], known)
@@ -345,6 +351,10 @@ def _check_choices(recipe, where):
             raise InputError(f"{where}: {key} must be one of {names}. Received: {value!r}")
     checks = {"seq2seq": _check_seq2seq, "transformer": _check_transformer, "language_model": _check_language_model}
     checks[recipe.model["kind"]](recipe, where)
+    if recipe.training.reward != Training.reward and not recipe.training.self_critical:
+        raise InputError(f"{where}: training.reward is for training.self_critical, which is 0.")
+    if recipe.training.self_critical > 0:
+        _check_self_critical(recipe, where)
     for side in ("source", "target"):
         tokenizer = getattr(recipe, f"{side}_tokenizer")
         if tokenizer.dropout and (tokenizer.kind != "bpe" or recipe.data.task):
@@ -399,6 +409,20 @@ def _check_ranges(table, where, section=""):
             raise InputError(f"{where}: {key} must be above 0. Received: {value}")
         elif key in SHARES and value is not None and not 0 <= value < 1:
             raise InputError(f"{where}: {key} must be at least 0 and below 1. Received: {value}")
+
+
+def _check_self_critical(recipe, where):
+    """What training on the model's own captions needs."""
+    options = recipe.training
+    if options.self_critical < 2 or not recipe.data.images:
+        raise InputError(
+            f"{where}: training.self_critical is for data.images, and 2 captions of each at least are compared. "
+            f"Received: training.self_critical={options.self_critical}, data.images={recipe.data.images}"
+        )
+    if options.label_smoothing or options.r_drop:
+        raise InputError(
+            f"{where}: training.self_critical has its own loss: set training.label_smoothing=0 and training.r_drop=0."
+        )
 
 
 def _check_seq2seq(recipe, where):
