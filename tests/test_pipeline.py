@@ -123,7 +123,7 @@ def test_sentencepiece_on_both_sides(tmp_path):
     assert expected.attention.shape == (len(expected.target_pieces), len(expected.source_pieces))
 
 
-LIMITS = {"dates": 2e6, "multi30k_en_de": 6e6, "scenes": 2e6, "shakespeare_char": 6e6}
+LIMITS = {"dates": 2e6, "multi30k_en_de": 6e6, "scenes": 2e6, "shakespeare_char": 6e6, "flickr8k": 6e6}
 
 
 @pytest.mark.parametrize(("name", "limit"), LIMITS.items())

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import sacrebleu
 from helpers import randomize, to_numpy
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,9 +93,15 @@ def test_scores_are_compared_with_those_of_the_others():
     assert not above_the_others(np.full((4, 7), 0.1)).any()  # or their sum's rounding would be what is learned
 
 
+def worth(row, image, references):
+    cider = cider_d([row if n == image else [] for n in range(len(references))], references)[image]
+    texts = [" ".join(map(str, words)) for words in (row, *references[image])]
+    return 100 * cider + 2 * sacrebleu.sentence_bleu(texts[0], texts[1:], tokenize="none").score
+
+
 def test_batches_are_what_the_model_draws_weighted_by_its_scores():
     model = captioner()
-    batches = SelfCritical(model, pairs(), samples=4, reward="cider", max_length=6, images=2, seed=3)
+    batches = SelfCritical(model, pairs(), samples=4, max_length=6, images=2, seed=3)
     references = [[[*CAPTIONS[row], END] for row in range(6) if SHOWN[row] == image] for image in range(3)]
     references = [[[-1 if token == UNK else token for token in words] for words in each] for each in references]
     grids, places = pairs()[0].grids[:, 0].astype("float32"), []
@@ -107,17 +114,16 @@ def test_batches_are_what_the_model_draws_weighted_by_its_scores():
         assert all(END not in row[:-1] and (row[-1] == END) == (len(row) < 6 or row[-1] == END) for row in words)
         for target, row in zip(x["target"], words, strict=True):
             assert target[: len(row)].tolist() == [START, *row[:-1]]
-        scores = [
-            cider_d([row if n == of[i // 4] else [] for n in range(3)], references)[of[i // 4]]
-            for i, row in enumerate(words)
-        ]
-        np.testing.assert_allclose(weights, above_the_others(np.reshape(scores, (2, 4))).reshape(8, 1), atol=1e-5)
+        scores = [worth(row, of[i // 4], references) for i, row in enumerate(words)]
+        np.testing.assert_allclose(
+            weights, above_the_others(np.reshape(scores, (2, 4))).reshape(8, 1), rtol=1e-5, atol=1e-3
+        )
     assert set(places) == {0, 1, 2}
 
 
 def test_draws_follow_from_seed_epoch_and_weights():
     model = captioner()
-    one, two = (SelfCritical(model, pairs(), 3, "cider", 6, 2, seed=3) for _ in range(2))
+    one, two = (SelfCritical(model, pairs(), 3, 6, 2, seed=3) for _ in range(2))
     first = one[1]
     for mine, same in zip(keras.tree.flatten(first), keras.tree.flatten(two[1]), strict=True):
         np.testing.assert_array_equal(mine, same)
@@ -137,17 +143,17 @@ def test_images_whose_backbone_is_trained_are_drawn_for_once(boxes):
     sets = CaptionSets(TokenSequences.from_lists(CAPTIONS), SHOWN)
     assert sets.images.tolist() == [0, 1, 2, 2]
     pair = ImageSequences(images, sets.images, boxes=boxes), sets
-    batches = SelfCritical(captioner(), pair, samples=2, reward="cider", max_length=6, images=3, seed=3)
+    batches = SelfCritical(captioner(), pair, samples=2, max_length=6, images=3, seed=3)
     (x, y, weights), *others = batches
     assert not others and sorted(x["image"][:, 0, 0, 0].tolist()) == [0, 1, 2] and len(y) == len(weights) == 6
-    references = batches._reward._references
+    references = batches._reward.references
     assert [len(of_one) for of_one in references] == [2, 1, 3]
 
 
 def test_it_draws_with_the_probabilities_of_the_model():
     """First words of many captions of one image, against softmax; PAD and START are never drawn."""
     model = captioner(scale=0.5)
-    batches = SelfCritical(model, pairs(), samples=2000, reward="cider", max_length=2, images=1, seed=0)
+    batches = SelfCritical(model, pairs(), samples=2000, max_length=2, images=1, seed=0)
     x, y, _ = batches[0]
     logits = to_numpy(model({"source": x["source"], "target": np.array([[START]])}))[0, 0]
     logits[[PAD, START]] = -np.inf
@@ -156,13 +162,12 @@ def test_it_draws_with_the_probabilities_of_the_model():
 
 
 @on_tensorflow
-@pytest.mark.parametrize("reward", ["cider", "bleu_4"])
-def test_training_raises_the_score_in_plain_fit(reward):
+def test_training_raises_the_score_in_plain_fit():
     """A model that knows nothing learns what the references say of its three images from its own draws alone."""
     keras.utils.set_random_seed(2)
     model = captioner(scale=0.1, dropout=0.0)
     model.backbone.trainable = False
-    batches = SelfCritical(model, pairs(), samples=16, reward=reward, max_length=6, images=3, seed=3)
+    batches = SelfCritical(model, pairs(), samples=16, max_length=6, images=3, seed=3)
     model.compile(optimizer=keras.optimizers.Adam(0.03), loss=MaskedCrossEntropy())
     list(batches)
     before = batches.mean_reward
@@ -170,7 +175,7 @@ def test_training_raises_the_score_in_plain_fit(reward):
     assert np.isfinite(history).all()
     list(batches)
     after = batches.mean_reward
-    assert after > 3 * before and after > {"cider": 2, "bleu_4": 40}[reward]
+    assert after > 3 * before and after > 300  # of a most of 100 * 10 + 2 * 100
 
 
 @pytest.mark.backends
@@ -179,7 +184,7 @@ def test_other_backends_are_told():
     from keras_attention.training.errors import InputError
 
     with pytest.raises(InputError, match="needs TensorFlow as backend"):
-        SelfCritical(captioner(), pairs(), samples=2, reward="cider", max_length=6, images=3, seed=3)
+        SelfCritical(captioner(), pairs(), samples=2, max_length=6, images=3, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +192,6 @@ def test_other_backends_are_told():
     [
         ("flickr8k", ["training.self_critical=5"], "set training.label_smoothing=0 and training.r_drop=0"),
         ("flickr8k", ["training.self_critical=1"], "2 captions of each at least are compared. Received: .*=1"),
-        ("flickr8k", ["training.reward=bleu_4"], "training.reward is for training.self_critical, which is 0"),
-        ("flickr8k", ["training.reward=meteor"], "training.reward must be one of cider, bleu_4"),
         ("dates", ["training.self_critical=5"], "is for data.images.*data.images=None"),
         ("flickr8k", ["training.self_critical=-1"], "training.self_critical must be at least 0"),
     ],

@@ -10,13 +10,11 @@ from .batching import CaptionSets, TokenSequences
 from .caption_scores import CiderD, SentenceBleu
 from .errors import InputError
 
-REWARDS = {"cider": CiderD, "bleu_4": SentenceBleu}
-
 
 class SelfCritical:
     """Batches of captions that a model draws when they are asked for, as `Batches` are read; on TensorFlow.
 
-    y and target are k captions of each image, and the sample weight of a caption is its score less the mean of the
+    y and target are k captions of each image, and the sample weight of a caption is its `Reward` less the mean of the
     other k - 1: the gradient of the cross-entropy under these weights is, but for the size that the loss gives it, that
     of the expected score (REINFORCE), its baseline the model's own other captions. END counts as a word, so that
     captions learn to end. They are drawn without dropout.
@@ -26,13 +24,12 @@ class SelfCritical:
         pairs: (source, captions) of the training data, a row for each caption, or a function of the epoch that gives
             them.
         samples: k, at least 2.
-        reward: What scores a caption against its image's: "cider" (CIDEr-D) or "bleu_4".
         max_length: Tokens of a caption at most, END counted.
         images: Images of a batch.
         seed: Of the order and the draws.
 
     Attributes:
-        mean_reward: The mean score of what the current epoch's batches have drawn.
+        mean_reward: The mean reward of what the current epoch's batches have drawn.
 
     References:
         Rennie et al. 2017, "Self-critical Sequence Training for Image Captioning", https://arxiv.org/abs/1612.00563;
@@ -42,7 +39,7 @@ class SelfCritical:
 
     ahead = 0  # what is drawn follows from the weights after the batch before
 
-    def __init__(self, model, pairs, samples, reward, max_length, images, seed):
+    def __init__(self, model, pairs, samples, max_length, images, seed):
         if keras.backend.backend() != "tensorflow":
             raise InputError(
                 "training.self_critical needs TensorFlow as backend, where captions are drawn in the midst of an epoch."
@@ -54,7 +51,7 @@ class SelfCritical:
         sets = captions if isinstance(captions, CaptionSets) else CaptionSets(captions, source.shown)
         first, references = _by_image(sets)
         self._places = first if sets is captions else sets.rows[first, 0]  # where the source shows each image
-        self._reward = REWARDS[reward](references)
+        self._reward = Reward(references)
         self._samples, self._seed = samples, seed
         self._max_length = min(max_length, model.max_target_length or max_length)
         self._images = min(images, len(references))
@@ -84,6 +81,25 @@ class SelfCritical:
         weights = above_the_others(np.reshape(scores, (-1, self._samples)))
         target, y = _as_targets(drawn, self._max_length)
         return {**x, "target": target}, y, weights.reshape(-1, 1)
+
+
+class Reward:
+    """What a caption is worth: its CIDEr-D in hundredths and twice its BLEU-4, against its image's captions.
+
+    CIDEr-D asks for words that tell this image from others, BLEU-4 for phrases as people write them; of many captions
+    the former, times 100, varies about four times as much as the latter.
+
+    Args:
+        references: n lists of lists of words, or of anything that is compared by what it is written as.
+    """
+
+    def __init__(self, references):
+        self.references = references
+        self._cider, self._bleu = CiderD(references), SentenceBleu(references)
+
+    def score(self, answer, number):
+        """The reward of an answer (a list of words) against references number `number`."""
+        return 100 * self._cider.score(answer, number) + 2 * self._bleu.score(answer, number)
 
 
 def above_the_others(scores):

@@ -245,7 +245,7 @@ def _self_critical(model, corpus, recipe):
     usual = 1 + np.mean(getattr(captions, "captions", captions).lengths)
     images = max(1, int(options.token_budget / (options.self_critical * usual)))
     longest = recipe.decoding.max_length
-    return SelfCritical(model, corpus.train, options.self_critical, options.reward, longest, images, recipe.seed)
+    return SelfCritical(model, corpus.train, options.self_critical, longest, images, recipe.seed)
 
 
 def _schedule(recipe, steps):

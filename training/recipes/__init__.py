@@ -41,7 +41,6 @@ SPLITS = ("words", "punctuation", "blanks")
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 MONITORS = ("val_loss", "val_token_accuracy", "val_perplexity", "val_exact_match", "val_bleu", "val_chrf")
 MONITORS += ("val_bleu_4", "val_cider")  # of captions
-REWARDS = ("cider", "bleu_4")  # of captions
 MINIMUMS = {
     **dict.fromkeys(("seed", "training.warmup_steps", "training.patience", "training.samples"), 0),
     **dict.fromkeys(("data.examples", "data.held_out", "data.max_source_length", "data.max_target_length"), 1),
@@ -145,7 +144,6 @@ class Training:
     self_critical: int = (
         0  # captions that the model draws of an image, to learn by their score; 0: it learns the data's
     )
-    reward: str = "cider"  # that score, against the data's captions: cider or bleu_4
     ema_momentum: float | None = None  # of an average of the weights that moves at every batch; 0.999 is usual
     monitor: str = "val_exact_match"  # what chooses the best checkpoint and stops early
     patience: int = 0  # epochs without a better one before training stops; 0: never
@@ -341,7 +339,6 @@ def _check_choices(recipe, where):
         "data.unreadable": (recipe.data.unreadable, ("stop", "skip")),
         "training.dtype": (recipe.training.dtype, DTYPES),
         "training.monitor": (recipe.training.monitor, MONITORS),
-        "training.reward": (recipe.training.reward, REWARDS),
     }
     for name, known in MODEL_CHOICES[recipe.model["kind"]].items():
         choices[f"model.{name}"] = (recipe.model[name], known)
@@ -351,8 +348,6 @@ def _check_choices(recipe, where):
             raise InputError(f"{where}: {key} must be one of {names}. Received: {value!r}")
     checks = {"seq2seq": _check_seq2seq, "transformer": _check_transformer, "language_model": _check_language_model}
     checks[recipe.model["kind"]](recipe, where)
-    if recipe.training.reward != Training.reward and not recipe.training.self_critical:
-        raise InputError(f"{where}: training.reward is for training.self_critical, which is 0.")
     if recipe.training.self_critical > 0:
         _check_self_critical(recipe, where)
     for side in ("source", "target"):
