@@ -90,7 +90,10 @@ def test_the_doubly_stochastic_term_is_equation_14(name):
 
 
 @backends
-@pytest.mark.parametrize(("name", "ours"), [("attention", True), ("no attention", False), ("transformer", False)])
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("attention", True), ("no attention", False), pytest.param("transformer", False, marks=pytest.mark.long)],
+)
 def test_keras_trains_it_and_a_frozen_backbone_stays(name, ours):
     model = make(name, trainable=False, doubly_stochastic=0.0 if name == "no attention" else 0.1)
     before = [to_numpy(weight) for weight in model.backbone.weights]

@@ -358,6 +358,7 @@ def test_the_shipped_captioner_of_photographs_tells_its_terms(data):
     np.testing.assert_allclose(result.attention_map.sum(axis=(1, 2)), 1, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.skipif("KERAS_ATTENTION_DATA" not in os.environ, reason="KERAS_ATTENTION_DATA is not set")
 def test_the_shipped_captioner_describes_photographs():
     """The first 200 of dev, where 1,000 have BLEU-4 20.9 and CIDEr-D 0.436."""

@@ -302,7 +302,9 @@ def test_one_seed_gives_one_text_in_batches_of_any_size_and_buffers_of_any_lengt
     assert abs(whole.mean() - 0.5) < 0.06
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize(
+    "attention", [ATTENTIONS[0], *(pytest.param(each, marks=pytest.mark.long) for each in ATTENTIONS[1:])]
+)
 def test_compiled_decoding_gives_the_same(attention):
     model = seq2seq(attention)
     backend = keras.backend.backend()

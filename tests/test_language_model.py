@@ -87,10 +87,7 @@ PROMPTS = np.tile([4, 7, 6, 10, 12, 5, 9], (L + 1, 1)) * (np.arange(L) < np.aran
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name.startswith(("learned", "rotary")) else pytest.param(name, marks=pytest.mark.long)
-        for name in CONFIGURATIONS
-    ],
+    [name if name.startswith("rotary") else pytest.param(name, marks=pytest.mark.long) for name in CONFIGURATIONS],
 )
 def test_a_batch_of_prompts_of_all_lengths_is_each_alone(name):
     model = make(name)

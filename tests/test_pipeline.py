@@ -35,6 +35,7 @@ def test_200_texts_shuffled_batched_over_padded_and_compiled_answer_alike(shippe
             assert abs(results[place].score - expected[row].score) < 1e-4
 
 
+@pytest.mark.long
 def test_over_padding_tenfold_changes_nothing(shipped):
     import tensorflow as tf
 
@@ -85,7 +86,7 @@ def test_an_empty_text_has_an_empty_answer():
     assert pipeline([]) == []
 
 
-@pytest.mark.parametrize("attention", ["additive", "dot", None])
+@pytest.mark.parametrize("attention", ["additive", pytest.param("dot", marks=pytest.mark.long), None])
 def test_save_and_load(tmp_path, attention):
     pipeline = tiny(attention, beam_width=3, length_penalty=0.7)
     texts = ["abc", "가나다 äö", "€ unknown"]
@@ -135,6 +136,7 @@ def test_a_preset_is_listed_and_small_and_has_a_card(name, limit):
     assert (PRETRAINED / name / "card.md").exists()
 
 
+@pytest.mark.long
 def test_the_preset_of_captions_translates_and_tells_its_terms():
     pipeline = Pipeline.from_preset("multi30k_en_de")
     assert "research and education" in pipeline.terms

@@ -102,6 +102,7 @@ def test_the_seq2seq_sample_learns_saves_generates_and_exports(run, capsys):
     assert ids.tolist() == [[9, 8, 7, 6, 5, 4]]
 
 
+@pytest.mark.long
 def test_the_sample_of_a_language_model(run, capsys):
     keras.utils.set_random_seed(1)  # the sample draws its weights as they come
     names = run("language_model")

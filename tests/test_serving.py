@@ -271,6 +271,7 @@ def test_a_model_without_attention_exports_none(tmp_path):
     assert [t.decode() for t in outputs["text"][:, 0].numpy()] == [r.text for r in pipeline(["abc", "가나"])]
 
 
+@pytest.mark.long
 def test_ids_in_and_out(tmp_path):
     pipeline = Pipeline(tiny().model, max_length=9, beam_width=2)
     rows = [[5, 6, 7], [8], []]

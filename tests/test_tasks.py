@@ -272,6 +272,7 @@ def test_a_task_of_features_does_not_begin_with_a_run_that_reads_text(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few")
 def test_a_run_on_features(tmp_path):
     """From arrays to a trained pipeline: samples shown, a picture drawn, the same answers after loading."""

@@ -315,6 +315,7 @@ def test_predict_streams_one_prompt_and_gives_a_line_for_each_of_several(run):
         assert result.exit_code == 2 and message in result.stderr
 
 
+@pytest.mark.long
 def test_pictures_of_prompt_and_answer(run, tmp_path):
     out, _, _ = run
     for options in ([], ["--heads"], ["--head", "decoder.0.1"]):
@@ -366,7 +367,10 @@ def test_attention_has_a_column_for_each_piece():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, pytest.param({"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}, marks=pytest.mark.long)],
+    [
+        pytest.param({}, marks=pytest.mark.long),
+        pytest.param({"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}, marks=pytest.mark.long),
+    ],
     ids=str,
 )
 def test_the_pipeline_answers_alike_in_every_batch_plain_and_compiled(options):
@@ -385,6 +389,7 @@ def test_the_pipeline_answers_alike_in_every_batch_plain_and_compiled(options):
     assert asked(["abc"])[0].target_ids == plain.ids.numpy()[0, 0, : int(plain.lengths[0, 0])].tolist()
 
 
+@pytest.mark.long
 def test_temperature_0_is_greedy_and_seeds_differ():
     asked = pipeline(temperature=1.0, max_length=20)
     greedy = asked(["abc", "g"], beam_width=1)
@@ -407,7 +412,11 @@ def test_a_prompt_of_the_whole_context_has_room_for_one_piece_more():
         asked(["a", longest + "a"])
 
 
-@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}, marks=pytest.mark.long)],
+    ids=str,
+)
 def test_a_stream_is_the_drawn_answer(options):
     asked, counts = pipeline(**options), []
     for prompt in ("abc", ""):
@@ -420,6 +429,7 @@ def test_a_stream_is_the_drawn_answer(options):
     assert max(counts) > 6
 
 
+@pytest.mark.long
 def test_a_stream_goes_on_where_the_context_is_full():
     asked = pipeline(max_length=10)
     text = "".join(asked.stream("abc", max_length=60, **DRAWN))
@@ -550,6 +560,7 @@ def test_errors(call, error, message):
         call(pipeline())
 
 
+@pytest.mark.long
 def test_fine_tuning_goes_on_from_a_run(run, tmp_path, no_export):
     out, _, _ = run
     (tmp_path / "text.txt").write_text("Äpfel im Garten\n" * 30, encoding="utf-8")
@@ -560,6 +571,7 @@ def test_fine_tuning_goes_on_from_a_run(run, tmp_path, no_export):
     assert tuned.vocabulary == Pipeline.load(out).model.vocabulary + 4
 
 
+@pytest.mark.long
 def test_the_shipped_model_writes_speeches():
     shipped = Pipeline.from_preset("shakespeare_char")
     text = "".join(shipped.stream("ROMEO:", seed=1, max_length=300))  # four and more contexts

@@ -62,7 +62,8 @@ def compiled(loss, seed_model=None, metrics=(), **options):
     return model
 
 
-@pytest.mark.parametrize("tie", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("tie", [True, False])
 def test_a_fit_without_logits_has_the_history_of_one_with_them(tie):
     x, y, sample_weight = data()
     without = compiled(MaskedCrossEntropy(0.1), tie_embeddings=tie)
@@ -194,6 +195,7 @@ def test_no_tensor_of_the_size_of_the_logits_is_left_in_the_compiled_step():
     assert (12, 7, 8) in shapes  # features are
 
 
+@pytest.mark.long
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the other backends are asked for nothing else")
 def test_an_eager_step_gives_the_same_numbers():
     x, y, _ = data()

@@ -291,6 +291,7 @@ def test_the_shipped_dates_read_held_out_dates_and_look_at_them():
     assert aligned / characters >= 0.8
 
 
+@pytest.mark.long
 def test_the_shipped_captioner_names_what_it_looks_at():
     """On scenes of combinations that training never draws."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -419,7 +420,7 @@ def test_a_transformer_with_every_option_resumes_with_the_same_history(tmp_path,
         np.testing.assert_array_equal(one.numpy(), two.numpy())
 
 
-@pytest.mark.parametrize("accumulated", [1, 4])
+@pytest.mark.parametrize("accumulated", [1, pytest.param(4, marks=pytest.mark.long)])
 def test_schedules_end_with_the_training(accumulated):
     settings = ["training.warmup_steps=4", "training.epochs=5", "training.dtype=float32"]
     small = resolve(TRANSFORMER, [*settings, f"training.gradient_accumulation={accumulated}", "training.r_drop=0"])

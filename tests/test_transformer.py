@@ -104,7 +104,11 @@ def reversing(rows):
     return {"source": source, "target": target}, y
 
 
-@pytest.mark.parametrize("options", [{}, {"normalize_first": True, "position": "relative", "gated": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"normalize_first": True, "position": "relative", "gated": True}, marks=pytest.mark.long)],
+    ids=str,
+)
 def test_stock_keras_trains_it(options):
     keras.utils.set_random_seed(1)
     sizes = {"width": 32, "num_heads": 4, "feed_forward_units": 64, "encoder_layers": 1, "decoder_layers": 1}
@@ -123,8 +127,9 @@ def test_tied_and_shared_embeddings():
     assert shared.source_embedding is shared.target_embedding
 
 
+@pytest.mark.long
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a Pipeline decodes with TensorFlow")
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("jit_compile", [False, True])
 def test_no_answer_is_longer_than_the_learned_positions(jit_compile):
     model = make(position="learned", max_length=6)
     table = model.target_embedding.embeddings.numpy()
