@@ -336,6 +336,10 @@ def test_images_are_read_again_only_if_they_changed(data, tmp_path, monkeypatch)
         (["backbone.name=RegNet", "backbone.trainable=true"], "backbone.name must be one of small"),
         (["backbone.name=MobileNet"], "A frozen MobileNet needs its weights"),
         (
+            ["training.self_critical=2", "training.label_smoothing=0", "backbone.trainable=true"],
+            "training.self_critical goes on from a captioner that knows captions: give it by --init RUN",
+        ),
+        (
             ["decoding.max_source_length=8"],
             "The backbone's grid has 16 cells: give --set decoding.max_source_length=16",
         ),

@@ -241,6 +241,8 @@ def compile_model(model, recipe, batches):
 def _self_critical(model, corpus, recipe):
     """Batches of what the model draws itself: as many images as captions of the data's mean length fill a batch."""
     options = recipe.training
+    if not recipe.init:
+        raise InputError("training.self_critical goes on from a captioner that knows captions: give it by --init RUN.")
     _, captions = corpus.train(0) if callable(corpus.train) else corpus.train
     usual = 1 + np.mean(getattr(captions, "captions", captions).lengths)
     images = max(1, int(options.token_budget / (options.self_critical * usual)))

@@ -141,9 +141,7 @@ class Training:
     label_smoothing: float = 0.0
     r_drop: float = 0.0  # weight of R-Drop, which runs every pair twice; its paper translates with 5
     doubly_stochastic: float = 0.0  # of captions: the weight of looking at every place (Xu et al. 2015)
-    self_critical: int = (
-        0  # captions that the model draws of an image, to learn by their score; 0: it learns the data's
-    )
+    self_critical: int = 0  # captions of an image that a model of --init draws itself and learns by their score
     ema_momentum: float | None = None  # of an average of the weights that moves at every batch; 0.999 is usual
     monitor: str = "val_exact_match"  # what chooses the best checkpoint and stops early
     patience: int = 0  # epochs without a better one before training stops; 0: never
