@@ -78,6 +78,7 @@ def test_it_is_beam_searched(trained):
     assert result.attention.numpy()[0, 0, :3].argmax(-1).tolist() == [0, 1, 2]
 
 
+@pytest.mark.long
 def test_it_is_piped_and_exported(trained, tmp_path):
     pipeline = Pipeline(trained, max_length=7, beam_width=3)
     rows = [[5, 6, 7, END], [10, 4, END], []]

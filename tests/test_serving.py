@@ -173,6 +173,7 @@ def test_predict_and_a_reloaded_pipeline_answer_alike(shipped, tmp_path):
         assert [line.encode().hex() for line in result.stdout.split("\n")[:-1]] == expected
 
 
+@pytest.mark.long
 def test_with_xla_switched_off_the_default_signature_still_answers(shipped):
     answers = ask(shipped[2], "xla_off", "session", "serving_default")["dates"]
     assert answers["serving_default"] == answers["session, serving_default"] == shipped[3]
