@@ -86,8 +86,8 @@ class SelfCritical:
 class Reward:
     """What a caption is worth: its CIDEr-D in hundredths and twice its BLEU-4, against its image's captions.
 
-    CIDEr-D asks for words that tell this image from others, BLEU-4 for phrases as people write them; of many captions
-    the former, times 100, varies about four times as much as the latter.
+    CIDEr-D asks for words that tell this image from others, BLEU-4 for phrases as people write them; of Flickr8k's own
+    captions, each against the others of its image, the former, times 100, varies about four times as much.
 
     Args:
         references: n lists of lists of words, or of anything that is compared by what it is written as.
