@@ -41,7 +41,9 @@ def to_ctranslate2(model, folder, **options):
     spec.decoder.embeddings.weight = _numpy(model.target_embedding.embeddings)
     spec.encoder.position_encodings.encodings = spec.decoder.position_encodings.encodings = positions
     matrix, bias = model.output_weights()
-    spec.decoder.projection.weight, spec.decoder.projection.bias = _numpy(matrix), _numpy(bias)
+    spec.decoder.projection.weight = _numpy(matrix)
+    if bias is not None:
+        spec.decoder.projection.bias = _numpy(bias)
     for theirs, ours in zip(spec.encoder.layer, model.encoder, strict=True):
         _self_attention(theirs.self_attention, ours)
         _feed_forward(theirs.ffn, ours)

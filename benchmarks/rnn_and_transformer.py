@@ -23,7 +23,7 @@ def main():
     parser.add_argument("--data", required=True)
     parser.add_argument("--recipes", nargs="+", default=["multi30k_rnn", "multi30k_lc"])
     parser.add_argument("--out", type=Path, default=Path("build/rnn_and_transformer"), help="tokens and curves")
-    parser.add_argument("--epochs", type=int, help="of each, in place of the recipes'")
+    parser.add_argument("--epochs", type=int, nargs="+", help="in place of the recipes', one number for each")
     parser.add_argument("--bucket", type=int, help="bucket_width; one bucket for all compiles once where XLA does it")
     parser.add_argument("--token-budget", type=int)
     parser.add_argument("--dtype", default="float32")
@@ -33,6 +33,9 @@ def main():
     from keras_attention.training.recipes import load_recipe
 
     recipes = [load_recipe(name) for name in options.recipes]
+    epochs = options.epochs or [recipe.training.epochs for recipe in recipes]
+    if len(epochs) != len(recipes):
+        parser.error(f"--epochs expects {len(recipes)} numbers. Received: {len(epochs)}.")
     recipes[-1].data.folder = options.data
     options.out.mkdir(parents=True, exist_ok=True)
     corpus = prepare(recipes[-1], options.out)
@@ -40,8 +43,7 @@ def main():
     batching.bucket_width = options.bucket or batching.bucket_width
     batching.token_budget = options.token_budget or batching.token_budget
     curves = {}
-    for recipe in recipes:
-        recipe.training.epochs = options.epochs or recipe.training.epochs
+    for recipe, recipe.training.epochs in zip(recipes, epochs, strict=True):
         recipe.training.dtype, recipe.training.r_drop = options.dtype, 0.0
         curves[recipe.name] = train(recipe, corpus, batching, Scorer(options.out, corpus, recipe))
         (options.out / "curves.json").write_text(json.dumps(curves, indent=1))

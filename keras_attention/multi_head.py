@@ -298,7 +298,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         heads, shared = self.num_heads, self.num_key_value_heads
         used = None if query_mask is None or key_mask is None else ops.logical_or(query_mask, key_mask)
         fused = self._fused_dense(masks.zero_masked(query, used))
-        query, key, value = fused[:, :, :heads], fused[:, :, heads : heads + shared], fused[:, :, heads + shared :]
+        query, key, value = ops.split(fused, [heads, heads + shared], axis=2)
         return query, masks.zero_masked(key, key_mask), masks.zero_masked(value, key_mask)
 
     def _attend(self, query, key, value, query_mask, key_mask, attention_mask, causal, training, with_weights):

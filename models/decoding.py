@@ -183,7 +183,7 @@ def _blocks(logits, least):
     if block == 1:
         return blocks, _possible(logits)
     first = ops.max(_possible(blocks[:, 0]), axis=1, keepdims=True)  # that of PAD and START
-    return blocks, ops.concatenate([first, ops.max(blocks[:, 1:], axis=2)], axis=1)
+    return blocks, ops.concatenate([first, ops.max(blocks, axis=2)[:, 1:]], axis=1)
 
 
 def _block_size(vocabulary):

@@ -30,10 +30,14 @@ def read_images(data, size):
     """
     import tensorflow as tf
 
-    def read(row):
-        return tf.ensure_shape(tf.image.resize(read_image(row), size, antialias=True), (*size, 3))
+    return tf.map_fn(lambda row: read_resized(row, size), data, fn_output_signature=tf.float32)
 
-    return tf.map_fn(read, data, fn_output_signature=tf.float32)
+
+def read_resized(row, size):
+    """One image as `read_images` gives it, float32 [height, width, 3]."""
+    import tensorflow as tf
+
+    return tf.ensure_shape(tf.image.resize(read_image(row), size, antialias=True), (*size, 3))
 
 
 def read_image(row):

@@ -216,7 +216,7 @@ class LanguageModel(TokenModel):
 
     def output_weights(self):
         matrix = self.embedding.embeddings if self.tie_embeddings else ops.transpose(self.output_layer.kernel)
-        return matrix, ops.zeros((self.vocabulary,), dtype=matrix.dtype)
+        return matrix, None
 
     def _embed(self, ids, positions=None, training=None):
         """Embeddings [B, L, D] with their positions, after dropout."""

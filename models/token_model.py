@@ -1,4 +1,4 @@
-"""The base of every model that writes tokens: logits = features . matrix^T + bias, and a loss that never needs them."""
+"""The base of every model that writes tokens: logits = features . matrix^T [+ bias], and a loss without the logits."""
 
 import contextlib
 import threading
@@ -55,13 +55,17 @@ class TokenModel(keras.Model):
         raise NotImplementedError(f"{type(self).__name__} must define features(x) -> [B, T, D].")
 
     def output_weights(self):
-        """The output layer's matrix [V, D] and bias [V]."""
-        raise NotImplementedError(f"{type(self).__name__} must define output_weights() -> matrix [V, D], bias [V].")
+        """The output layer's matrix [V, D] and bias [V], None where it has none."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define output_weights() -> matrix [V, D], bias [V] or None."
+        )
 
     def logits(self, features, memory=None):
         """Logits [..., V] of features [..., D]; faster for few features with a memory, whose "output" is the matrix."""
-        matrix, bias = (ops.cast(weights, features.dtype) for weights in self.output_weights())
-        return ops.matmul(features, ops.transpose(matrix) if memory is None else memory["output"]) + bias
+        matrix, bias = self.output_weights()
+        matrix = ops.transpose(ops.cast(matrix, features.dtype)) if memory is None else memory["output"]
+        logits = ops.matmul(features, matrix)
+        return logits if bias is None else logits + ops.cast(bias, features.dtype)
 
     def output_memory(self):
         """The output layer's matrix laid out as it is multiplied, [D, V]: a part of what `encode` returns."""

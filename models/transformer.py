@@ -280,7 +280,7 @@ class Transformer(TokenModel):
 
     def output_weights(self):
         matrix = self.target_embedding.embeddings if self.tie_embeddings else ops.transpose(self.output_layer.kernel)
-        return matrix, ops.zeros((self.target_vocabulary,), dtype=matrix.dtype)
+        return matrix, None
 
     def _embed(self, x, position, training=None, offset=0):
         """Embeddings [B, L, D] scaled by sqrt(D), with their positions, after dropout."""

@@ -7,10 +7,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from click.testing import CliRunner
 from PIL import Image
 
 from keras_attention.models import Pipeline
+from keras_attention.models.images import image_reader
 from keras_attention.training import captions as of_images
 from keras_attention.training import corpus
 from keras_attention.training.batching import GridSequences, ImageSequences
@@ -125,6 +127,10 @@ def test_images_and_grids_are_kept_once_and_an_interrupted_call_goes_on(data, tm
     assert other.shape == (24, 16, 24, 3)
 
     monkeypatch.setattr(of_images, "CHUNK", 5)
+    in_pieces = keep_images(data / "images", names, (32, 32), tmp_path / "pieces.npy")
+    for name, pixels in zip(names, in_pieces, strict=True):
+        alone = image_reader(32, 32)(tf.constant([(data / "images" / name).read_bytes()])).numpy()[0]
+        np.testing.assert_array_equal(pixels, alone.round().clip(0, 255))
     model = captioner(data)
 
     def interrupted(chunks):

@@ -24,10 +24,10 @@ class Writer(Transformer):
     project after it, so that with any probability of them the two would rank near ties differently."""
 
     def output_weights(self):
-        matrix, bias = super().output_weights()
+        matrix, _ = super().output_weights()
         never = np.zeros(self.target_vocabulary, "float32")
         never[[PAD, START]] = -1e4
-        return matrix, bias + never
+        return matrix, never
 
 
 def batch(count, seed):

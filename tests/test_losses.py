@@ -240,6 +240,28 @@ def test_blockwise_values_and_gradients_equal_the_plain_loss(smoothing, block, w
         np.testing.assert_allclose(one, two, atol=1e-6)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_blockwise_without_a_bias(smoothing):
+    (features, matrix, bias), y_true, _ = block_case()
+    labels = ops.convert_to_tensor(y_true)
+
+    def without(features, matrix):
+        return blockwise_cross_entropy(features, matrix, None, labels, None, smoothing, block=16)[0]
+
+    def of_zeros(features, matrix):
+        zeros = ops.zeros(bias.shape)
+        return blockwise_cross_entropy(features, matrix, zeros, labels, None, smoothing, block=16)[0]
+
+    tensors = [ops.convert_to_tensor(x) for x in (features, matrix)]
+    assert float(without(*tensors)) == pytest.approx(float(of_zeros(*tensors)), rel=1e-6)
+    value, _ = blockwise_cross_entropy(*tensors, None, labels, None, smoothing, training=False)
+    assert float(value) == pytest.approx(float(of_zeros(*tensors)), rel=1e-6)
+    pairs = zip(gradients(without, (features, matrix)), gradients(of_zeros, (features, matrix)), strict=True)
+    for one, two in pairs:
+        assert np.abs(one).max() > 0.001
+        np.testing.assert_allclose(one, two, atol=1e-7)
+
+
 def r_drop_oracle(logits, labels, weights, smoothing, alpha):
     """Liang et al. 2021, equation 4, on whole logits, averaged over the tokens of both passes."""
     log_p, log_q = ops.split(ops.log_softmax(logits), 2)

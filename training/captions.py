@@ -167,7 +167,9 @@ def find_unreadable(folder, names, readable=None):
 
 
 def keep_images(folder, names, size, path, progress=iter):
-    """Reads images into one uint8 array [n, height, width, 3] on disk, written beside its place and then renamed.
+    """Decodes images by tf.data into one uint8 array [n, height, width, 3] on disk, from which batches are streamed.
+
+    No more than some images are in memory at a time. The array is written beside its place and then renamed.
 
     Args:
         folder: Where the images lie.
@@ -181,7 +183,10 @@ def keep_images(folder, names, size, path, progress=iter):
     """
     import tensorflow as tf
 
-    from keras_attention.models.images import image_reader
+    from keras_attention.models.images import read_resized
+
+    def pixels_of(name):
+        return tf.saturate_cast(tf.round(read_resized(tf.io.read_file(name), size)), tf.uint8)
 
     path = Path(path)
     about, what = path.with_suffix(".json"), json.dumps({"names": list(names), "size": list(size)})
@@ -190,10 +195,10 @@ def keep_images(folder, names, size, path, progress=iter):
         beside = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             array = np.lib.format.open_memmap(beside, "w+", "uint8", (len(names), *size, 3))
-            for start in progress(range(0, len(names), CHUNK)):
-                data = [(Path(folder) / name).read_bytes() for name in names[start : start + CHUNK]]
-                pixels = image_reader(*size)(tf.constant(data)).numpy()
-                array[start : start + CHUNK] = np.clip(np.rint(pixels), 0, 255)
+            files = tf.data.Dataset.from_tensor_slices([os.fspath(Path(folder) / name) for name in names])
+            chunks = files.map(pixels_of, num_parallel_calls=tf.data.AUTOTUNE).batch(CHUNK).prefetch(1)
+            for start, pixels in zip(progress(range(0, len(names), CHUNK)), chunks, strict=True):
+                array[start : start + CHUNK] = pixels
             array.flush()
             del array
             os.replace(beside, path)

@@ -87,7 +87,7 @@ class TokenStatistics(NamedTuple):
 def blockwise_cross_entropy(
     features, matrix, bias, y_true, sample_weight=None, label_smoothing=0.0, block=512, training=True, r_drop=0.0
 ):
-    """The loss of logits = features . matrix^T + bias, of which no more exists than a block of tokens at a time.
+    """The loss of logits = features . matrix^T [+ bias], of which no more exists than a block of tokens at a time.
 
     The numbers are those of `token_losses` and `weighted_mean` on the whole logits. With `training`, the gradient is
     made in the same pass: a block's softmax, minus the targets, is at once multiplied into the gradients of features
@@ -97,7 +97,7 @@ def blockwise_cross_entropy(
     Args:
         features: [B, T, D].
         matrix: [V, D], the output layer's weights, as an embedding holds them.
-        bias: [V].
+        bias: [V], or None.
         y_true: integer token ids [B, T], PAD carries no weight.
         sample_weight: optional, [B], [B, 1] or [B, T].
         label_smoothing: as in `token_losses`.
@@ -135,32 +135,29 @@ def blockwise_cross_entropy(
     features, targets, flat_weights = (_to_blocks(x, block, copies) for x in (features, targets, flat_weights))
     total_weight = ops.sum(ops.abs(flat_weights))
 
-    def forward(features, matrix, bias, with_gradients):
+    def forward(inputs, with_gradients):
         losses, nll, hits, gradients = _scan_blocks(
-            features, matrix, bias, targets, flat_weights, label_smoothing, alpha, block, with_gradients
+            *inputs, targets, flat_weights, label_smoothing, alpha, block, with_gradients
         )
         loss = ops.divide_no_nan(ops.sum(losses * flat_weights), total_weight)
         return ops.concatenate([loss[None], nll, hits]), gradients
 
     @ops.custom_gradient
-    def with_gradient(features, matrix, bias):
-        packed, gradients = forward(features, matrix, bias, True)
+    def with_gradient(*inputs):
+        packed, gradients = forward((*inputs, None)[:3], True)
 
         def backward(*args, upstream=None):
             factor = (args[0] if upstream is None else upstream)[0]
             factor = ops.divide_no_nan(ops.cast(factor, "float32"), total_weight)
-            return tuple(
-                ops.cast(gradient * factor, x.dtype)
-                for gradient, x in zip(gradients, (features, matrix, bias), strict=True)
-            )
+            return tuple(ops.cast(gradient * factor, x.dtype) for gradient, x in zip(gradients, inputs, strict=True))
 
         return packed, backward
 
     if training:
         # Tensors, not variables: TensorFlow's eager custom gradient would ask for the gradient of those by name.
-        packed = with_gradient(features, matrix + 0.0, bias + 0.0)
+        packed = with_gradient(features, *(weights + 0.0 for weights in (matrix, bias) if weights is not None))
     else:
-        packed, _ = forward(features, matrix, bias, False)
+        packed, _ = forward((features, matrix, bias), False)
     nll, hits = (ops.reshape(_from_blocks(x, count, block, copies), shape) for x in ops.split(packed[1:], 2))
     real = ops.cast(y_true != PAD, "float32")
     loss = packed[0]
@@ -190,20 +187,21 @@ def _from_blocks(x, count, block, copies):
 
 
 def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, alpha, block, with_gradients):
-    """Losses, nll and hits [N] and, of sum(losses * weights), the gradients by features, matrix and bias.
+    """Losses, nll and hits [N] and, of sum(losses * weights), the gradients by features, matrix and bias (if any).
 
     The loss of a token is lse - (1 - eps) * logit[target] - eps * mean(logits), and R-Drop's term. That and lse need
     the whole row; the gradients of the other two are added for all tokens at once, as sums over rows of the matrix.
     """
     compute_dtype = features.dtype
-    table, biases = ops.cast(matrix, compute_dtype), ops.cast(bias, "float32")
+    table = ops.cast(matrix, compute_dtype)
     in_blocks = [ops.reshape(x, (-1, block, *x.shape[1:])) for x in (features, targets, weights)]
     blocks, (vocabulary, width) = ops.shape(in_blocks[0])[0], matrix.shape
 
-    def advance(number, statistics, by_features, by_matrix, by_bias):
+    def advance(number, statistics, by_features, by_matrix, *by_bias):
         x, target, weight = (ops.take(part, number, axis=0) for part in in_blocks)
-        # `add` of a vector and `softmax` are one operation each with what stands before them.
-        logits = ops.add(ops.cast(ops.matmul(x, ops.transpose(table)), "float32"), biases)  # [block, V]
+        logits = ops.cast(ops.matmul(x, ops.transpose(table)), "float32")  # [block, V]
+        if bias is not None:  # `add` of a vector is one operation with the product
+            logits = ops.add(logits, ops.cast(bias, "float32"))
         slopes = ops.softmax(logits, axis=-1)
         # The best probability is at least 1 / V: its logarithm is finite where the target's may not be.
         best, best_probability = ops.max(logits, axis=-1), ops.max(slopes, axis=-1)
@@ -223,9 +221,9 @@ def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, alph
             by_features = ops.scatter_update(by_features, [[number]], gradient[None])
             scaled = ops.cast(ops.cast(x, "float32") * share, compute_dtype)
             by_matrix = by_matrix + ops.cast(ops.matmul(ops.transpose(slopes), scaled), "float32")
-            by_bias = by_bias + ops.matmul(ops.transpose(share), ops.cast(slopes, "float32"))[0]
-        after = _after(number + 1, statistics, by_features, by_matrix, by_bias)
-        return after, statistics, by_features, by_matrix, by_bias
+            by_bias = [x + ops.matmul(ops.transpose(share), ops.cast(slopes, "float32"))[0] for x in by_bias]
+        after = _after(number + 1, statistics, by_features, by_matrix, *by_bias)
+        return after, statistics, by_features, by_matrix, *by_bias
 
     rows, columns = (blocks * block, vocabulary) if with_gradients else (0, 0)
     start = (
@@ -233,14 +231,15 @@ def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, alph
         ops.zeros((blocks, 4, block)),
         ops.zeros((rows // block, block, width)),
         ops.zeros((columns, width)),
-        ops.zeros((columns,)),
+        *([] if bias is None else [ops.zeros((columns,))]),
     )
     _, statistics, *gradients = ops.while_loop(lambda number, *_: number < blocks, advance, start)
     nll, hits, target_logits, apart = (ops.reshape(x, (-1,)) for x in ops.unstack(statistics, axis=1))
     mean_row = ops.mean(ops.cast(matrix, "float32"), axis=0)
     losses = nll + 0.25 * alpha * apart
     if label_smoothing:
-        mean_logits = ops.matmul(ops.cast(features, "float32"), mean_row[:, None])[:, 0] + ops.mean(biases)
+        mean_logits = ops.matmul(ops.cast(features, "float32"), mean_row[:, None])[:, 0]
+        mean_logits = mean_logits if bias is None else mean_logits + ops.mean(ops.cast(bias, "float32"))
         losses = losses + label_smoothing * (target_logits - mean_logits)
     if with_gradients:
         gradients = _add_targets(gradients, features, matrix, mean_row, targets, weights, label_smoothing)
@@ -270,18 +269,18 @@ def _after(value, *others):
 
 def _add_targets(gradients, features, matrix, mean_row, targets, weights, label_smoothing):
     """Adds the gradients of -(1 - eps) * logit[target] - eps * mean(logits)."""
-    by_features, by_matrix, by_bias = gradients
+    by_features, by_matrix, *by_bias = gradients
     vocabulary, width = matrix.shape
     rows = ops.cast(ops.take(matrix, targets, axis=0), "float32")
     kept = 1.0 - label_smoothing
     by_features = ops.reshape(by_features, (-1, width)) - weights[:, None] * (kept * rows + label_smoothing * mean_row)
     weighted = ops.cast(features, "float32") * weights[:, None]
     by_matrix = by_matrix - kept * ops.segment_sum(weighted, targets, vocabulary)
-    by_bias = by_bias - kept * ops.segment_sum(weights, targets, vocabulary)
+    by_bias = [x - kept * ops.segment_sum(weights, targets, vocabulary) for x in by_bias]
     if label_smoothing:
         by_matrix = by_matrix - (label_smoothing / vocabulary) * ops.sum(weighted, axis=0)
-        by_bias = by_bias - (label_smoothing / vocabulary) * ops.sum(weights)
-    return by_features, by_matrix, by_bias
+        by_bias = [x - (label_smoothing / vocabulary) * ops.sum(weights) for x in by_bias]
+    return by_features, by_matrix, *by_bias
 
 
 def check_token_shapes(name, y_true, y_pred):
