@@ -4,7 +4,8 @@
 
 Tokens and batches are the last recipe's for both; model, learning rate and number of epochs are each recipe's own.
 After every epoch the validation texts are translated by greedy search and scored with sacrebleu; that is not part of
-the times. Runs on any backend, without TensorFlow too (KERAS_BACKEND=jax) where --out holds the prepared tokens.
+the times. Curves are kept in --out, and a model whose curve is there is not trained again. Runs on any backend, without
+TensorFlow too (KERAS_BACKEND=jax) where --out holds the prepared tokens.
 """
 
 import argparse
@@ -42,12 +43,15 @@ def main():
     batching = replace(recipes[-1].training, r_drop=0.0)
     batching.bucket_width = options.bucket or batching.bucket_width
     batching.token_budget = options.token_budget or batching.token_budget
-    curves = {}
+    kept = options.out / "curves.json"
+    curves = json.loads(kept.read_text()) if kept.exists() else {}
     for recipe, recipe.training.epochs in zip(recipes, epochs, strict=True):
+        if recipe.name in curves:
+            continue
         recipe.training.dtype, recipe.training.r_drop = options.dtype, 0.0
         curves[recipe.name] = train(recipe, corpus, batching, Scorer(options.out, corpus, recipe))
-        (options.out / "curves.json").write_text(json.dumps(curves, indent=1))
-    report(curves)
+        kept.write_text(json.dumps(curves, indent=1))
+    report({recipe.name: curves[recipe.name] for recipe in recipes})
 
 
 class Scorer:
@@ -89,7 +93,8 @@ class Scorer:
 
 
 def compiled(model, max_length):
-    """A function (source [B, S], limits [B]) -> (ids [B, T], lengths [B]), NumPy, compiled by the backend in use."""
+    """A function (source [B, S], limits [B]) -> (ids [B, T], lengths [B]), NumPy, compiled by XLA or run by PyTorch."""
+    from keras_attention import cache
     from keras_attention.models.decoding import greedy_search
 
     def search(source, limits):
@@ -100,7 +105,11 @@ def compiled(model, max_length):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        function = tf.function(search, autograph=False)
+        @tf.function(autograph=False, jit_compile=True)
+        def function(source, limits):
+            with cache.compiled():
+                return search(source, limits)
+
         return lambda source, limits: [part.numpy() for part in function(tf.constant(source), tf.constant(limits))]
     if backend == "jax":
         import jax

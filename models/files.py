@@ -1,5 +1,6 @@
 """Files that are whole or not there: written beside, then renamed; and weights stored as float16."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ def atomic_write(path, write):
     The temporary name keeps the suffix, because Keras and NumPy look at it.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -27,6 +28,19 @@ def atomic_write(path, write):
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """A context that one process at a time is in, of all that name this folder; the others wait. (On Windows: all.)"""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(Path(folder) / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def save_weights(model, folder):

@@ -160,7 +160,19 @@ class Ids:
         return {"source": tf.TensorSpec([None, None], tf.int32)}
 
     def read(self, tokens):
+        tokens = self._known(tokens)
         return {"source": tokens}, tokens != PAD
+
+    def _known(self, tokens):
+        """The ids, once it is known that the model has them all: for others an embedding would take some of its own."""
+        import tensorflow as tf
+
+        check = tf.debugging.Assert(
+            tf.reduce_all((tokens >= 0) & (tokens < self.vocabulary)),
+            [f"This model knows the ids 0 to {self.vocabulary - 1}. Received:", tokens],
+        )
+        with tf.control_dependencies([check] if check is not None else []):
+            return tf.identity(tokens)
 
 
 class PromptIds(Ids):
@@ -169,6 +181,7 @@ class PromptIds(Ids):
     def read(self, tokens):
         import tensorflow as tf
 
+        tokens = self._known(tokens)
         tokens = started(tf.pad(tokens, [[0, 0], [0, tf.maximum(1 - tf.shape(tokens)[1], 0)]]))
         return {"source": tokens}, tokens != PAD
 

@@ -143,6 +143,7 @@ class Pipeline:
         self._functions = {}
         _check_vocabulary(model, "source", source_tokenizer)
         _check_vocabulary(model, "target", target_tokenizer)
+        _check_shared(model, source_tokenizer, target_tokenizer)
 
     @property
     def source_width(self):
@@ -668,9 +669,14 @@ def _check_vocabulary(model, side, tokenizer):
         )
 
 
-def stored_terms(folder):
-    """Those of the data that the weights in a folder were trained on, or None."""
-    return _read_json(Path(folder) / "pipeline.json").get("terms")
+def _check_shared(model, source_tokenizer, target_tokenizer):
+    if not getattr(model, "share_embeddings", False) or source_tokenizer is None or target_tokenizer is None:
+        return
+    if source_tokenizer.get_config() != target_tokenizer.get_config():
+        raise ValueError(
+            "This model has one vocabulary for source and target (share_embeddings=True) and expects the same "
+            "tokenizer for both. Received: two different ones"
+        )
 
 
 def _read_json(path):

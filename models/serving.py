@@ -13,8 +13,9 @@ Outputs: `text`, `source_pieces`, `target_pieces` (where there is a tokenizer), 
 w]; of a language model [B, T, S + T], a column for each piece of the prompt and then of the answer). Where there are
 fewer than W answers, the others are empty and their `log_probability` is below -1e29.
 
-A server may merge the requests of several callers: an input longer than the model accepts, or a language model's prompt
-with a character that its vocabulary lacks, fails the whole batch.
+A server may merge the requests of several callers, and one input that cannot be read fails the whole batch: one longer
+than the model accepts, a file that is no JPEG or PNG or is damaged, an id that the model does not have, a language
+model's prompt with a character that its vocabulary lacks. `Pipeline.check_inputs` finds the first of those.
 """
 
 import contextlib

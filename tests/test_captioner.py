@@ -215,6 +215,12 @@ images = tf.constant([open(path, "rb").read() for path in sys.argv[2:]])
 for name in ("serving_default", "serving_xla"):
     found = loaded.signatures[name](image=images)
     print(json.dumps({"text": [t.decode() for t in found["text"].numpy()], "map": list(found["attention_map"].shape)}))
+    for bad in (b"GIF89a and so on", images[0].numpy()[:300], b"no image"):
+        try:
+            loaded.signatures[name](image=tf.stack([images[0], bad]))
+            raise SystemExit("it was read")
+        except tf.errors.InvalidArgumentError as error:
+            assert "JPEG" in str(error), error
 assert not any(name.startswith("keras_attention") for name in sys.modules)
 """
     found = run_python(code, pipeline.export(tmp_path / "served"), *paths).splitlines()

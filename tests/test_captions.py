@@ -1,7 +1,9 @@
 """Images with captions from files: what is read, what is kept on disk, and a captioner trained on them."""
 
+import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import keras
@@ -12,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from keras_attention.models import Pipeline
+from keras_attention.models.files import locked
 from keras_attention.models.images import image_reader
 from keras_attention.training import captions as of_images
 from keras_attention.training import corpus
@@ -156,6 +159,31 @@ def test_images_and_grids_are_kept_once_and_an_interrupted_call_goes_on(data, tm
     assert todo and len(list((tmp_path / "grids").iterdir())) == 2
     sequences = GridSequences(grids, np.array([3, 3]), np.array([0, 1]))
     np.testing.assert_array_equal(sequences.inputs([1], 0)["source"][0], grids[3, 1].astype("float32"))
+
+
+def test_a_full_disk_is_told_before_anything_is_computed(data, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"needs 0 MB on disk, which are not free: No space left"):
+        keep_images(data / "images", ["1.png"], (32, 32), tmp_path / "images.npy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_at_a_time_is_in_a_locked_folder(tmp_path):
+    entered = threading.Event()
+
+    def other():
+        with locked(tmp_path):
+            entered.set()
+
+    with locked(tmp_path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(10)
+    assert entered.is_set()
 
 
 def test_empty_rows_of_a_batch_show_images():
@@ -311,6 +339,8 @@ def test_images_that_cannot_be_used_are_named(data, tmp_path):
     recipe = load_recipe("flickr8k_rnn", [f"data.folder={folder}", "data.unreadable=skip"])
     _, found, notes = _find_captions(recipe, {})
     assert len(found["train"].images) + len(found["val"].images) >= 23
+    assert not {"3.png", "gone.jpg"} & {*found["train"].images, *found["val"].images}
+    assert any("2 images (" in note and "gone.jpg" in note for note in notes)
     assert any("3.png" in note and "missing or damaged and were left out" in note for note in notes)
     assert any("No validation file: 1 images" in note for note in notes)
 

@@ -10,9 +10,10 @@ from helpers import randomize, to_numpy
 from keras import ops
 
 from keras_attention.cache import compiled
-from keras_attention.models import Seq2Seq, beam_search, decoding, greedy_search, sample, uniform_numbers
+from keras_attention.models import Seq2Seq, Transformer, beam_search, decoding, greedy_search, sample, uniform_numbers
 from keras_attention.models.decoding import NEVER
 from keras_attention.models.tokenizers import END, PAD, START
+from keras_attention.models.transformer import POSITIONS
 
 pytestmark = pytest.mark.backends
 V = 7
@@ -179,9 +180,19 @@ def seq2seq(attention="additive"):
     return randomize(Seq2Seq(11, 13, units=8, embedding_width=6, attention=attention), scale=0.8, seed=3)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_each_hypothesis_has_the_models_own_log_probability_and_attention(attention):
-    model = seq2seq(attention)
+def transformer(position):
+    sizes = {"width": 8, "num_heads": 2, "feed_forward_units": 11, "encoder_layers": 1, "decoder_layers": 2}
+    first = position in ("rotary", "alibi")
+    return randomize(Transformer(11, 13, **sizes, position=position, normalize_first=first), scale=0.6, seed=3)
+
+
+def decoder(kind):
+    return transformer(kind) if kind in POSITIONS else seq2seq(kind)
+
+
+@pytest.mark.parametrize("kind", [*ATTENTIONS, *(pytest.param(each, marks=pytest.mark.long) for each in POSITIONS)])
+def test_each_hypothesis_has_the_models_own_log_probability_and_attention(kind):
+    model = decoder(kind)
     memory = model.encode({"source": SOURCE})
     result = beam_search(model, memory, 6, beam_width=5, num_return=5)
     ids, lengths = to_numpy(result.ids), to_numpy(result.lengths)
@@ -192,9 +203,10 @@ def test_each_hypothesis_has_the_models_own_log_probability_and_attention(attent
         logits, weights = model({"source": SOURCE[row : row + 1], "target": target}, return_attention_scores=True)
         gained = log_softmax(to_numpy(logits)[0])[np.arange(len(tokens)), tokens]
         assert math.isclose(gained.sum(), to_numpy(result.log_probabilities)[row, rank], abs_tol=1e-4)
-        if attention is None:
+        if kind is None:
             assert result.attention is None
             continue
+        weights = to_numpy(weights["cross"][0]).mean(1) if kind in POSITIONS else weights
         shown = to_numpy(result.attention)[row, rank]
         np.testing.assert_allclose(shown[:length], to_numpy(weights)[0, :length], atol=1e-5)
         assert np.all(shown[length:] == 0)
@@ -303,10 +315,11 @@ def test_one_seed_gives_one_text_in_batches_of_any_size_and_buffers_of_any_lengt
 
 
 @pytest.mark.parametrize(
-    "attention", [ATTENTIONS[0], *(pytest.param(each, marks=pytest.mark.long) for each in ATTENTIONS[1:])]
+    "kind",
+    [ATTENTIONS[0], *(pytest.param(each, marks=pytest.mark.long) for each in (*ATTENTIONS[1:], "learned", "relative"))],
 )
-def test_compiled_decoding_gives_the_same(attention):
-    model = seq2seq(attention)
+def test_compiled_decoding_gives_the_same(kind):
+    model = decoder(kind)
     backend = keras.backend.backend()
 
     def decode(source, numbers):
@@ -329,7 +342,7 @@ def test_compiled_decoding_gives_the_same(attention):
     for one, two in zip(compiled(SOURCE, numbers), expected, strict=True):
         np.testing.assert_array_equal(to_numpy(one.ids), to_numpy(two.ids))
         np.testing.assert_allclose(to_numpy(one.scores), to_numpy(two.scores), atol=1e-4)
-        if attention:
+        if kind:
             np.testing.assert_allclose(to_numpy(one.attention), to_numpy(two.attention), atol=1e-5)
 
 

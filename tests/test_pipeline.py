@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from helpers import randomize
 
-from keras_attention.models import CharacterTokenizer, Pipeline, SentencePieceTokenizer, Seq2Seq, list_presets
+from keras_attention.models import (
+    CharacterTokenizer,
+    Pipeline,
+    SentencePieceTokenizer,
+    Seq2Seq,
+    Transformer,
+    list_presets,
+)
 from keras_attention.training.tasks import dates
 
 
@@ -188,6 +195,11 @@ def test_wrong_arguments_are_one_sentence(tmp_path, shipped):
         tiny(beam_width=0)
     with pytest.raises(ValueError, match="built for 15 ids, the tokenizer has 13"):
         Pipeline(tiny().model, None, CharacterTokenizer("012345678", byte_fallback=False))
+    shared = Transformer(13, 13, width=8, num_heads=2, feed_forward_units=8, share_embeddings=True)
+    one, other = (CharacterTokenizer(letters, byte_fallback=False) for letters in ("012345678", "abcdefghi"))
+    assert Pipeline(shared, one, one).source_tokenizer is one
+    with pytest.raises(ValueError, match="one vocabulary for source and target.*Received: two different ones"):
+        Pipeline(shared, one, other)
     bare = Pipeline(tiny().model, max_source_length=5)
     for rows, error, message in (
         (["abc"], TypeError, "expects rows of ids.*input 0 is <U3"),

@@ -10,6 +10,7 @@ from helpers import ROOT, randomize
 
 import keras_attention
 from keras_attention import AdditiveAttention
+from keras_attention.models import Transformer
 
 
 def sample(name):
@@ -100,6 +101,18 @@ def test_the_seq2seq_sample_learns_saves_generates_and_exports(run, capsys):
     served = tf.saved_model.load("reverse/1").signatures["serving_default"]
     ids = served(tokens=tf.constant([[4, 5, 6, 7, 8, 9]]))["target_ids"].numpy()
     assert ids.tolist() == [[9, 8, 7, 6, 5, 4]]
+
+
+@pytest.mark.long
+def test_a_transformer_stands_in_the_place_of_the_seq2seq_sample_s_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    other = re.search(r"`(Transformer\(14, 14, .*?\))` may\s+stand in its place", text, re.DOTALL).group(1)
+    code = re.sub(r"model = Seq2Seq\(.*?\)\n", f"model = {other}\n", sample("seq2seq"))
+    names = {"Transformer": Transformer, "__name__": "sample"}
+    keras.utils.set_random_seed(1)
+    exec(compile(code, "README: seq2seq", "exec"), names)
+    assert isinstance(names["model"], Transformer) and names["result"].target_ids == [9, 8, 7, 6, 5, 4]
 
 
 @pytest.mark.long

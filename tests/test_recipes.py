@@ -313,6 +313,22 @@ def test_location_needs_room_for_the_longest_source():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (["data.joint_vocabulary=false"], "model.share_embeddings needs one vocabulary for both"),
+        (["model.alignment_layer=3"], "model.alignment_layer must be a layer of the decoder, 0 to 2. Received: 3"),
+        (["model.position=learned", "model.max_length=100"], "model.max_length of at least 132, the longest text"),
+        (["model.num_heads=3"], "model.width must be a multiple of model.num_heads. Received: 256 and 3"),
+        (["model.position=rotary", "model.num_heads=256"], "model.position=rotary needs heads of even width"),
+    ],
+)
+def test_what_does_not_fit_together_in_a_transformers_recipe(settings, message):
+    with pytest.raises(InputError) as caught:
+        load_recipe("translation", settings)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
         (["model.attention=none", "model.context_gate=true"], "model.context_gate needs attention"),
         (["model.attention=none", "training.doubly_stochastic=1.0"], "training.doubly_stochastic needs attention"),
         (["backbone.alpha=0"], "backbone.alpha must be above 0"),

@@ -139,9 +139,17 @@ def test_images_are_captioned_drawn_and_named_where_they_cannot_be(trained, tmp_
     assert drawn.exit_code == 0, drawn.output
     with Image.open(tmp_path / "caption.png") as picture:
         assert picture.size[0] > 300
+    shape = np.array(captions[0]["attention_map"]).shape
+    assert shape[0] == len(captions[0]["target_pieces"]) and shape[1] * shape[2] == len(captions[0]["attention"][0])
+    word = captions[0]["text"].split()[0]
+    overlay = call("plot", run, paths[0], tmp_path / "word.png", "--word", word)
+    assert overlay.exit_code == 0 and (tmp_path / "word.png").stat().st_size > 1000, overlay.output
     for arguments, message in (
         (("plot", run, tmp_path / "text.jpg", tmp_path / "x.png"), "Expected the bytes of a JPEG or PNG"),
         (("predict", run), "this run reads images: give JPEG or PNG files"),
+        (("predict", run, "-"), "INPUT is -, and this run reads images: give JPEG or PNG files"),
+        (("plot", run, paths[0], tmp_path / "x.png", "--word", "no"), "--word must be one of the caption"),
+        (("plot", run, paths[0], tmp_path / "x.png", "--word", "no", "--other", "x"), "--other is a text to compare"),
         (("evaluate", run, paths[0]), "a folder of images and a file of their captions"),
     ):
         result = call(*arguments)

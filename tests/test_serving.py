@@ -10,12 +10,14 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from helpers import randomize, run_python
+from test_images import jpeg
 
 from keras_attention.models import (
     CharacterTokenizer,
     ImageCaptioner,
     LanguageModel,
     Pipeline,
+    SentencePieceTokenizer,
     Seq2Seq,
     Transformer,
     serving,
@@ -103,7 +105,7 @@ def test_a_fresh_process_and_a_session_answer_like_the_pipeline(shipped):
 
 @pytest.fixture(scope="module")
 def every_kind(tmp_path_factory):
-    """(file of a Transformer, a captioner and a language model to ask, {name: {way: what is expected}})."""
+    """(file of two Transformers, a captioner and a language model to ask, {name: {way: what is expected}})."""
     folder = tmp_path_factory.mktemp("every_kind")
     letters, digits = CharacterTokenizer.learn(["abcdefg äö 가나"]), CharacterTokenizer("0123456789-", False)
     sizes = {"width": 8, "num_heads": 2}
@@ -111,10 +113,15 @@ def every_kind(tmp_path_factory):
     backbone = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(5, 4, strides=4)]
     decoder = Seq2Seq(None, digits.vocabulary_size, units=8, encoder_layers=0, source_width=5)
     images = [np.full((7 + n, 9, 3), (255, 127 * n, 0), "uint8") for n in range(3)]
+    images.append(jpeg(6))  # which is to be turned
     texts = ["abc", "", "가나 gf", "b"]
     size = letters.vocabulary_size
+    lines = ["the dog sat on the mat", "der Hund saß auf der Matte", "가나 다라", "abc def"]
+    pieces = SentencePieceTokenizer.learn(lines, vocabulary_size=310)
+    shared = Transformer(pieces.vocabulary_size, pieces.vocabulary_size, share_embeddings=True, **transformer)
     pipelines = {
         "transformer": (Pipeline(Transformer(size, digits.vocabulary_size, **transformer), letters, digits), texts),
+        "transformer of pieces": (Pipeline(shared, pieces, pieces), [*texts, "the Matte € abc", " dog  "]),
         "captioner": (Pipeline(ImageCaptioner(keras.Sequential(backbone), decoder, (8, 8)), None, digits), images),
         "language_model": (Pipeline(LanguageModel(size, **sizes, layers=2, max_length=16), letters, letters), texts),
     }
@@ -123,7 +130,7 @@ def every_kind(tmp_path_factory):
         randomize(pipeline.model, seed=4, scale=0.6)
         pipeline = Pipeline(pipeline.model, pipeline.source_tokenizer, pipeline.target_tokenizer, max_length=9)
         kind = "image" if name == "captioner" else "text"
-        path, rows = pipeline.export(folder / name), pipeline.inputs.check(inputs)[0]
+        path, rows = pipeline.export(folder / name.replace(" ", "_")), pipeline.inputs.check(inputs)[0]
         models[name] = {"path": str(path), "name": kind, "inputs": [data.hex() for data in rows]}
         searched = hexadecimal(pipeline(inputs))
         assert len(set(searched)) > 1
@@ -284,6 +291,9 @@ def test_ids_in_and_out(tmp_path):
         for row, result in enumerate(pipeline(rows)):
             found = outputs["target_ids"][row].numpy()
             assert found[found != 0].tolist() == result.target_ids
+        for unknown in (-1, pipeline.model.source_vocabulary):
+            with pytest.raises(tf.errors.InvalidArgumentError, match="This model knows the ids 0 to"):
+                loaded.signatures[name](tokens=tf.constant([[5, unknown]]))
 
 
 class Contrary(Seq2Seq):

@@ -327,6 +327,11 @@ def test_fine_tuning_adds_the_characters_that_a_vocabulary_lacks(uninterrupted, 
     (start / "pipeline.json").write_text(json.dumps({**stored, "terms": "For research alone."}))
     train(more, tmp_path / "more", init=start, say=notes.append)
     assert Pipeline.load(tmp_path / "more").terms == "For research alone."
+    shutil.rmtree(start)  # and a resumed run knows them by itself
+    for name in ("metrics.json", "pipeline.json"):
+        (tmp_path / "more" / name).unlink()
+    train(read_run_recipe(tmp_path / "more"), tmp_path / "more", resume=True, say=silent)
+    assert Pipeline.load(tmp_path / "more").terms == "For research alone."
     assert "The target vocabulary of --init lacked these characters, now added: ." in notes
     before, after = Pipeline.load(uninterrupted), Pipeline.load(tmp_path / "more")
     assert after.target_tokenizer.characters == before.target_tokenizer.characters + "."

@@ -1,5 +1,6 @@
 """Images with captions: what the files say, the images as one array, and a frozen backbone's grids, kept on disk."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_attention.models.files import atomic_write
+from keras_attention.models.files import atomic_write, locked
 
 from .datasets import read_lines
 from .errors import InputError
@@ -192,9 +193,9 @@ def keep_images(folder, names, size, path, progress=iter):
     about, what = path.with_suffix(".json"), json.dumps({"names": list(names), "size": list(size)})
     if not path.exists() or not about.exists() or about.read_text(encoding="utf-8") != what:
         about.unlink(missing_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        beside = path.with_name(f"{path.name}.part")
         try:
-            array = np.lib.format.open_memmap(beside, "w+", "uint8", (len(names), *size, 3))
+            array = _new_array(beside, "uint8", (len(names), *size, 3))
             files = tf.data.Dataset.from_tensor_slices([os.fspath(Path(folder) / name) for name in names])
             chunks = files.map(pixels_of, num_parallel_calls=tf.data.AUTOTUNE).batch(CHUNK).prefetch(1)
             for start, pixels in zip(progress(range(0, len(names), CHUNK)), chunks, strict=True):
@@ -212,7 +213,8 @@ def keep_grids(model, images, folder, mirror=False, progress=iter):
     """What a model's frozen backbone makes of images, float16 [n, views, S, C], on disk.
 
     The array lies in folder/KEY, KEY made of the backbone, its weights and the images, so that another run finds it. It
-    is written in pieces; what an interrupted call has done is not done again.
+    is written in pieces; what an interrupted call has done is not done again. Of several processes that want the same
+    one computes it, and the others wait.
 
     Args:
         model: An ImageCaptioner.
@@ -226,6 +228,12 @@ def keep_grids(model, images, folder, mirror=False, progress=iter):
     """
     place = Path(folder) / _key(model, images, mirror)
     place.mkdir(parents=True, exist_ok=True)
+    with locked(place):
+        return _fill_grids(place, model, images, mirror, progress)
+
+
+def _fill_grids(place, model, images, mirror, progress):
+    """The array of a folder; what is missing of it is computed."""
     path, done = place / "grids.npy", place / "done.json"
     views = [lambda batch: batch, lambda batch: batch[:, :, ::-1]][: 2 if mirror else 1]
     cells, width = model.grid_size[0] * model.grid_size[1], model.decoder.source_width
@@ -234,7 +242,7 @@ def keep_grids(model, images, folder, mirror=False, progress=iter):
     if first == len(images):
         return np.load(path, mmap_mode="r")
     shape = (len(images), len(views), cells, width)
-    array = np.lib.format.open_memmap(path, "r+" if begun else "w+", "float16", shape)
+    array = np.lib.format.open_memmap(path, "r+") if begun else _new_array(path, "float16", shape)
     for start in progress(range(first, len(images), CHUNK)):
         batch = np.asarray(images[start : start + CHUNK])
         for number, view in enumerate(views):
@@ -250,6 +258,21 @@ def keep_grids(model, images, folder, mirror=False, progress=iter):
         atomic_write(done, lambda temporary, reached=reached: temporary.write_text(json.dumps({"images": reached})))
     del array
     return np.load(path, mmap_mode="r")
+
+
+def _new_array(path, dtype, shape):
+    """A new array on disk. Its room is taken at once, so that a full disk is told before anything is computed."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    path.unlink()
+                    size = f"{array.nbytes / 1e6:,.0f} MB"
+                    raise InputError(f"{path} needs {size} on disk, which are not free: {error.strerror}.") from None
+    return array
 
 
 def shown(what):

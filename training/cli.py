@@ -337,51 +337,64 @@ def _ask(answer):
 @click.option("--heads", is_flag=True, help="Every layer and head of a Transformer, as one grid.")
 @click.option("--head", metavar="KIND.LAYER.HEAD", help="One of them, such as cross.2.0, counted from 0.")
 @click.option("--positions", is_flag=True, help="What INPUT's positions add to its embeddings.")
-@click.option("--word", help="A word of INPUT: how like its states are, layer by layer, to those of --other.")
+@click.option(
+    "--word",
+    help="A word of INPUT: how like its states are, layer by layer, to those of --other. For a RUN that reads images a "
+    "word of the caption: where the model looked for it.",
+)
 @click.option("--other", metavar="TEXT", help="The text that --word is compared with.")
 @click.option("--max-length", type=click.IntRange(1), help="Pieces of the answer at most.")
 def plot(run, text, picture, beam, heads, head, positions, word, other, max_length):
     """Draw the alignment of INPUT and its answer to OUT.png or .svg, or what else the options ask for.
 
     A RUN that reads features takes a .npy file, an array [steps, features]; one that reads images a JPEG or PNG file,
-    and the picture is of every word of its caption. Of a language model the picture is of the prompt INPUT and of 40
-    pieces behind it, or --max-length.
+    and the picture is of every word of its caption, or with --word of one. Of a language model the picture is of the
+    prompt INPUT and of 40 pieces behind it, or --max-length.
     """
     from .plots import check_picture, save_figure
 
     if sum((heads, head is not None, positions, word is not None)) > 1:
         raise InputError("One picture at a time: give one of --heads, --head, --positions and --word.")
-    if (word is None) != (other is None):
-        raise InputError("--word and --other belong together: a word of INPUT, and the text to compare it with.")
-    if beam and (positions or word is not None):
-        raise InputError("--beam is for pictures of an answer: leave it out with --positions and --word.")
     check_picture(picture)
     pipeline = _load_reader(run)
+    captions = getattr(pipeline.model, "image_size", None) is not None
+    if captions and other is not None:
+        raise InputError("--other is a text to compare a word of INPUT with, and this run reads images: leave it out.")
+    if not captions and (word is None) != (other is None):
+        raise InputError("--word and --other belong together: a word of INPUT, and the text to compare it with.")
+    if beam and (positions or word is not None and not captions):
+        raise InputError("--beam is for pictures of an answer: leave it out with --positions and --word.")
     inputs = [text] if pipeline.source_tokenizer is not None else _read_files(pipeline, [text])
     options = {"beam_width": beam, "max_length": max_length or (40 if pipeline.continues else None)}
     if heads or head is not None:
         figure, said = _draw_heads(pipeline, inputs[0], head, options)
     elif positions:
         figure, said = _draw_positions(pipeline, inputs[0])
+    elif captions:
+        figure, said = _draw_caption(pipeline, run, inputs[0], word, options)
     elif word is not None:
         figure, said = _draw_similarity(pipeline, word, text, other)
-    elif getattr(pipeline.model, "image_size", None):
-        figure, said = _draw_caption(pipeline, run, inputs[0], options)
     else:
         figure, said = _draw_alignment(pipeline, run, inputs[0], text, options)
     save_figure(figure, picture)
     click.echo(f"{said}{picture}")
 
 
-def _draw_caption(pipeline, run, path, options):
-    """An image's caption, and where the model looked for each of its words."""
-    from .plots import plot_caption, read_picture
+def _draw_caption(pipeline, run, path, word, options):
+    """An image's caption, and where the model looked for each of its words, or for one alone."""
+    from .plots import plot_caption, plot_overlay, read_picture
 
     pipeline.check_inputs([path])
     result = pipeline([path], **options)[0]
     if result.attention_map is None or not result.target_pieces:
         raise InputError(f"{run} has no attention to draw, or nothing to say of {path}: {result.text!r}")
-    figure = plot_caption(read_picture(path), result.attention_map, result.target_pieces)
+    image, words = read_picture(path), [piece.strip() for piece in result.target_pieces]
+    if word is None:
+        figure = plot_caption(image, result.attention_map, result.target_pieces)
+    elif word in words:
+        figure = plot_overlay(image, result.attention_map[words.index(word)], word)
+    else:
+        raise InputError(f"--word must be one of the caption: {result.text!r}. Received: {word!r}")
     return figure, f"{result.text}\n"
 
 
@@ -496,8 +509,9 @@ def _read_files(pipeline, paths):
     import numpy as np
 
     if pipeline.source_width is None:
-        if not paths:
-            raise InputError("No INPUT, and this run reads images: give JPEG or PNG files.")
+        if not paths or "-" in paths:
+            received = "No INPUT" if not paths else "INPUT is -"
+            raise InputError(f"{received}, and this run reads images: give JPEG or PNG files.")
         return [Path(path) for path in paths]
 
     expected = f"this run reads features: give .npy files, each an array of numbers [steps, {pipeline.source_width}]"
@@ -564,6 +578,11 @@ def _as_dict(result):
         "attention": None
         if result.attention is None
         else [[round(float(w), 6) for w in row] for row in result.attention],
+        **(
+            {}
+            if result.attention_map is None
+            else {"attention_map": result.attention_map.astype("float64").round(6).tolist()}
+        ),
         "alternatives": [_as_dict(answer) for answer in result.alternatives],
         **({"error": result.error} if result.error else {}),
     }

@@ -257,9 +257,6 @@ def _find_captions(recipe, readable):
     found, notes = {"train": read_captions(train)}, []
     if val:
         found["val"] = read_captions(val)
-    else:
-        found["train"], found["val"] = split_by_image(found["train"], recipe.seed)
-        notes.append(f"No validation file: {len(found['val'].images)} images were drawn with seed {recipe.seed}.")
     for name, captions in found.items():
         wrong = find_unreadable(images, captions.images, readable)
         if wrong and data.unreadable == "stop":
@@ -274,6 +271,9 @@ def _find_captions(recipe, readable):
             raise InputError(f"No image of {name} in {images} can be read.")
         if found[name].note:
             notes.append(f"{name}: {found[name].note}")
+    if not val:
+        found["train"], found["val"] = split_by_image(found["train"], recipe.seed)
+        notes.append(f"No validation file: {len(found['val'].images)} images were drawn with seed {recipe.seed}.")
     return images, found, notes
 
 

@@ -63,9 +63,22 @@ def token_losses(y_true, logits, label_smoothing=0.0):
 def weighted_mean(values, weights):
     """The mean of values [B, T] under weights [B, T], a scalar; 0 where all weights are 0.
 
-    Weights may be negative, for what is to become less probable; the sum is divided by that of their magnitudes.
+    Weights may be negative, for what is to become less probable; the sum is divided by that of their magnitudes. Under
+    tf.distribute that is the sum of all devices', so that the mean is the sum of what the devices have.
     """
-    return ops.divide_no_nan(ops.sum(values * weights), ops.sum(ops.abs(weights)))
+    return ops.divide_no_nan(ops.sum(values * weights), _over_devices(ops.sum(ops.abs(weights))))
+
+
+def _over_devices(total):
+    """The sum of a scalar over all devices of a tf.distribute strategy, whose losses and gradients Keras adds up."""
+    if keras.backend.backend() != "tensorflow":
+        return total
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return total
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, total)
 
 
 class TokenStatistics(NamedTuple):
@@ -121,7 +134,8 @@ def blockwise_cross_entropy(
     features = ops.where((y_true != PAD)[:, :, None], features, ops.zeros_like(features))
     features = ops.reshape(features, (-1, width))
     # Only ratios of weights count. Of a greatest one of 1, nothing overflows or vanishes in float16.
-    flat_weights = ops.reshape(ops.divide_no_nan(weights, ops.max(ops.abs(weights))), (-1,))
+    greatest = ops.max(ops.abs(weights))
+    flat_weights = ops.reshape(ops.divide_no_nan(weights, greatest), (-1,))
     targets = ops.reshape(y_true, (-1,))
     alpha = r_drop if training else 0.0
     copies = 2 if alpha else 1
@@ -133,7 +147,7 @@ def blockwise_cross_entropy(
         )
     count = ops.shape(targets)[0]
     features, targets, flat_weights = (_to_blocks(x, block, copies) for x in (features, targets, flat_weights))
-    total_weight = ops.sum(ops.abs(flat_weights))
+    total_weight = ops.divide_no_nan(_over_devices(ops.sum(ops.abs(weights))), greatest)
 
     def forward(inputs, with_gradients):
         losses, nll, hits, gradients = _scan_blocks(
@@ -295,16 +309,6 @@ def check_token_shapes(name, y_true, y_pred):
     return y_true, y_pred
 
 
-def _share_of_device(loss):
-    """The loss divided by the number of devices of a tf.distribute strategy, whose sum Keras takes."""
-    if keras.backend.backend() != "tensorflow":
-        return loss
-    import tensorflow as tf
-
-    devices = tf.distribute.get_strategy().num_replicas_in_sync
-    return loss / devices if devices > 1 else loss
-
-
 @keras.saving.register_keras_serializable(package="keras_attention")
 class MaskedCrossEntropy(keras.losses.Loss):
     """Cross-entropy of integer targets with label smoothing, averaged over the real tokens.
@@ -312,7 +316,8 @@ class MaskedCrossEntropy(keras.losses.Loss):
     1. Each token's loss is `(1 - eps) * (-log p[target]) + eps / V * sum over v of (-log p[v])`.
     2. Padding (id 0 in the targets) has weight 0, a real token 1 or its sample weight.
     3. The result is the weighted mean, 0 for a batch without any real token; where weights are below 0, the divisor is
-       the sum of their magnitudes. Under `tf.distribute`, as of any Keras loss, it is the mean of the devices' means.
+       the sum of their magnitudes. Under `tf.distribute` it is the mean over the tokens of all devices, of which each
+       has its share; of other Keras losses it is the mean of the devices' means.
 
     Only the targets say what is padding: an implicit Keras mask on the logits is not applied a second time,
     and the sum is divided by the real tokens, where Keras's default reduction divides by all of them.
@@ -374,7 +379,7 @@ class MaskedCrossEntropy(keras.losses.Loss):
     def without_r_drop(self, y_true, y_pred, sample_weight=None):
         """The mean loss of logits that were made without dropout, a scalar."""
         losses = self.call(y_true, y_pred)
-        return _share_of_device(weighted_mean(losses, token_weights(y_true, sample_weight, losses.dtype)))
+        return weighted_mean(losses, token_weights(y_true, sample_weight, losses.dtype))
 
     def from_features(self, features, matrix, bias, y_true, sample_weight=None, training=True):
         """The same mean loss without the logits, and what metrics need: see `blockwise_cross_entropy`.
@@ -382,10 +387,9 @@ class MaskedCrossEntropy(keras.losses.Loss):
         A model of `keras_attention.models` that is compiled with this loss calls it for every step of fit.
         """
         y_true = ops.cast(ops.convert_to_tensor(y_true), "int32")
-        loss, statistics = blockwise_cross_entropy(
+        return blockwise_cross_entropy(
             features, matrix, bias, y_true, sample_weight, self.label_smoothing, training=training, r_drop=self.r_drop
         )
-        return _share_of_device(loss), statistics
 
     def get_config(self):
         return {"label_smoothing": self.label_smoothing, "name": self.name, "r_drop": self.r_drop}

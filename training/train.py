@@ -13,7 +13,6 @@ import numpy as np
 from keras_attention.models import ImageCaptioner, Pipeline, attention_scores
 from keras_attention.models.backbones import make_backbone
 from keras_attention.models.files import atomic_write, settle
-from keras_attention.models.pipeline import stored_terms
 
 from .batching import to_py_dataset, to_tf_dataset
 from .callbacks import (
@@ -58,7 +57,7 @@ def train(recipe, out, init=None, resume=False, say=print):
     keras.utils.set_random_seed(recipe.seed)
     try:
         corpus, model = _set_up(recipe, out)
-        pipeline = _pipeline(model, corpus, recipe)
+        pipeline = _pipeline(model, corpus, recipe, out)
         texts = _text_scores(recipe, pipeline, corpus)
         train_batches, val_batches = corpus.batches(recipe.training, recipe.seed)
         if recipe.training.self_critical:
@@ -109,6 +108,7 @@ def _set_up(recipe, out):
     start, begun = None, sorted((out / "checkpoints").glob("epoch-*.npz"))
     if recipe.init and not begun:
         start = Pipeline.load(recipe.init)
+        _write_json(out / "terms.json", start.terms)  # they bind what is made of those weights, too
         images = bool(recipe.data.images) and isinstance(start.model, ImageCaptioner)
         if start.target_tokenizer is None or start.source_tokenizer is None and not images:
             raise InputError(
@@ -307,13 +307,13 @@ def _stopped(checkpoints):
     return bool(stopping and state and state["wait"] >= stopping.patience)
 
 
-def _pipeline(model, corpus, recipe):
+def _pipeline(model, corpus, recipe, out):
     """The pipeline of the model in training, or None where TensorFlow is not the backend."""
     if keras.backend.backend() != "tensorflow":
         return None
     pipeline = Pipeline(model, *corpus.tokenizers, **vars(recipe.decoding))
-    if recipe.init and Path(recipe.init).is_dir():  # terms bind what is made of those weights, too
-        pipeline.terms = stored_terms(recipe.init)
+    if (terms := out / "terms.json").exists():
+        pipeline.terms = json.loads(terms.read_text(encoding="utf-8"))
     return pipeline
 
 
