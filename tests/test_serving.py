@@ -23,7 +23,7 @@ from keras_attention.models import (
     serving,
 )
 from keras_attention.training.cli import main
-from keras_attention.training.tasks import dates
+from keras_attention.training.tasks import dates, scenes
 
 # Loads SavedModels where nothing of ours is installed; prints {name: {way: texts as hexadecimal}}.
 ASK = """
@@ -105,7 +105,7 @@ def test_a_fresh_process_and_a_session_answer_like_the_pipeline(shipped):
 
 @pytest.fixture(scope="module")
 def every_kind(tmp_path_factory):
-    """(file of two Transformers, a captioner and a language model to ask, {name: {way: what is expected}})."""
+    """(file of Transformers, captioners and a language model to ask, {name: {way: what is expected}})."""
     folder = tmp_path_factory.mktemp("every_kind")
     letters, digits = CharacterTokenizer.learn(["abcdefg äö 가나"]), CharacterTokenizer("0123456789-", False)
     sizes = {"width": 8, "num_heads": 2}
@@ -126,10 +126,14 @@ def every_kind(tmp_path_factory):
         "language_model": (Pipeline(LanguageModel(size, **sizes, layers=2, max_length=16), letters, letters), texts),
     }
     models, expected = {}, {}
-    for name, (pipeline, inputs) in pipelines.items():
+    for name, (pipeline, _) in pipelines.items():
         randomize(pipeline.model, seed=4, scale=0.6)
         pipeline = Pipeline(pipeline.model, pipeline.source_tokenizer, pipeline.target_tokenizer, max_length=9)
-        kind = "image" if name == "captioner" else "text"
+        pipelines[name] = pipeline, pipelines[name][1]
+    # A backbone of keras.applications and a Transformer's decoder.
+    pipelines["photographs"] = Pipeline.from_preset("flickr8k"), [*images, scenes.draw(1, seed=3)[0].image]
+    for name, (pipeline, inputs) in pipelines.items():
+        kind = "image" if hasattr(pipeline.model, "image_size") else "text"
         path, rows = pipeline.export(folder / name.replace(" ", "_")), pipeline.inputs.check(inputs)[0]
         models[name] = {"path": str(path), "name": kind, "inputs": [data.hex() for data in rows]}
         searched = hexadecimal(pipeline(inputs))
