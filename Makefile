@@ -47,8 +47,8 @@ test-serving: .venv/.installed .venv-serving/.installed  ## ask the exported mod
 	SERVING_PYTHON="$(CURDIR)/.venv-serving/bin/python" .venv/bin/python -m pytest -m serving
 
 test-backends: .venv-backends/.installed  ## run the layers' and models' tests on JAX and PyTorch
-	KERAS_BACKEND=jax .venv-backends/bin/python -m pytest $(WORKERS) -m "backends and not long"
-	KERAS_BACKEND=torch .venv-backends/bin/python -m pytest $(WORKERS) -m "backends and not long"
+	KERAS_BACKEND=jax .venv-backends/bin/python -m pytest $(WORKERS) -m backends
+	KERAS_BACKEND=torch .venv-backends/bin/python -m pytest $(WORKERS) -m backends
 
 test-nightly: .venv/.installed  ## run the tests of masks under the Keras to come, 3.16
 	rm -rf $(NIGHTLY)

@@ -4,8 +4,8 @@
 
 Tokens and batches are the last recipe's for both; model, learning rate and number of epochs are each recipe's own.
 After every epoch the validation texts are translated by greedy search and scored with sacrebleu; that is not part of
-the times. Curves are kept in --out, and a model whose curve is there is not trained again. Runs on any backend, without
-TensorFlow too (KERAS_BACKEND=jax) where --out holds the prepared tokens.
+the times. Curves are kept in --out, and a model whose curve with the same options is there is not trained again. Runs
+on any backend, without TensorFlow too (KERAS_BACKEND=jax) where --out holds the prepared tokens.
 """
 
 import argparse
@@ -46,10 +46,12 @@ def main():
     kept = options.out / "curves.json"
     curves = json.loads(kept.read_text()) if kept.exists() else {}
     for recipe, recipe.training.epochs in zip(recipes, epochs, strict=True):
-        if recipe.name in curves:
+        settings = [recipe.training.epochs, options.dtype, batching.bucket_width, batching.token_budget]
+        if curves.get(recipe.name, {}).get("settings") == settings:
             continue
         recipe.training.dtype, recipe.training.r_drop = options.dtype, 0.0
-        curves[recipe.name] = train(recipe, corpus, batching, Scorer(options.out, corpus, recipe))
+        curve = train(recipe, corpus, batching, Scorer(options.out, corpus, recipe))
+        curves[recipe.name] = {"settings": settings, **curve}
         kept.write_text(json.dumps(curves, indent=1))
     report({recipe.name: curves[recipe.name] for recipe in recipes})
 

@@ -17,7 +17,7 @@ def atomic_write(path, write):
     The temporary name keeps the suffix, because Keras and NumPy look at it.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -300,6 +300,17 @@ def test_ids_in_and_out(tmp_path):
                 loaded.signatures[name](tokens=tf.constant([[5, unknown]]))
 
 
+@pytest.mark.parametrize("kind", ["source", "prompt"])
+def test_unknown_ids_are_refused_in_the_graph(kind):
+    prompted = LanguageModel(11, width=8, num_heads=2, layers=1, max_length=16)
+    pipeline = Pipeline(prompted if kind == "prompt" else Seq2Seq(11, 13, units=8), max_length=4)
+    read = tf.function(lambda tokens: pipeline.read(tokens=tokens)[1], autograph=False)
+    assert read(tf.constant([[5, 10]])).numpy().tolist() == [2]
+    for unknown in (-1, 11):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="This model knows the ids 0 to 10"):
+            read(tf.constant([[5, unknown]]))
+
+
 class Contrary(Seq2Seq):
     """Its memory is its own business."""
 
