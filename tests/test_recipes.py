@@ -57,6 +57,12 @@ def test_a_recipe_changes_what_it_names_only(write):
     assert load_recipe(str(path)) == recipe
 
 
+@pytest.mark.parametrize(("name", "pair", "pieces"), [("koen", "ko-en", 1000), ("enko", "en-ko", 1500)])
+def test_korean_and_english_are_translated_as_anybody_s_files_are(name, pair, pieces):
+    settings = [f"data.pair={pair}", f"target_tokenizer.vocabulary_size={pieces}"]
+    assert load_recipe(name).to_dict() == {**load_recipe("translation_rnn", settings).to_dict(), "name": name}
+
+
 @pytest.mark.parametrize("name", recipes.list_recipes())
 def test_a_resolved_recipe_resolves_to_itself(name):
     width = {"seq2seq": "embedding_width"}.get(load_recipe(name).model["kind"], "num_key_value_heads")

@@ -404,6 +404,43 @@ TRANSFORMER = {
 }
 
 
+SMALLER = {
+    "transformer": ["width=16", "feed_forward_units=32", "encoder_layers=1", "decoder_layers=1"],
+    "seq2seq": ["units=16", "embedding_width=16"],
+}
+TRANSLATIONS = ["multi30k", "translation", "translation_rnn"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TRANSLATIONS)
+def test_recipes_of_translations_train_on_two_files(name, tmp_path, no_export):
+    """All that the recipe says but its sizes and lengths: its data's layout, tokenizers, loss, schedule and search."""
+    settings = [
+        "training.epochs=2",
+        "training.samples=0",
+        "training.warmup_steps=2",
+        "source_tokenizer.vocabulary_size=330",
+    ]
+    usual = load_recipe(name)
+    settings += [f"model.{size}" for size in SMALLER[usual.model["kind"]]]
+    if not usual.data.joint_vocabulary:
+        settings.append("target_tokenizer.vocabulary_size=330")
+    pair = usual.data.pair or "en-de"
+    languages = pair.split("-")
+    for split, rows in (("train", words_in_order(200, 1)), ("val", words_in_order(20, 2))):
+        for side, language in enumerate(languages):
+            lines = "".join(f"{row[side]}\n" for row in rows)
+            (tmp_path / f"{split}.{language}").write_text(lines, encoding="utf-8")
+    small = load_recipe(name, [*settings, f"data.pair={pair}"])
+    small.data.folder = str(tmp_path)
+    train(small, tmp_path / "run", say=silent)
+    found = history(tmp_path / "run")
+    assert found["val_loss"][1] < found["val_loss"][0]
+    assert np.isfinite(found[small.training.monitor]).all()
+    answer = Pipeline.load(tmp_path / "run")(["haus baum"])[0]
+    assert answer.attention.shape == (len(answer.target_pieces), len(answer.source_pieces))
+
+
 @pytest.mark.long
 def test_a_transformer_with_every_option_resumes_with_the_same_history(tmp_path, no_export):
     """BPE dropout, R-Drop, accumulated gradients, mixed precision with a scaled loss, a moving average."""
