@@ -60,8 +60,10 @@ def test_two_devices_have_the_losses_of_one(kind):
 
 SIZES = {
     Seq2Seq: {"units": 16, "embedding_width": 16},
-    Transformer: {"width": 16, "num_heads": 2, "feed_forward_units": 32, "encoder_layers": 1, "decoder_layers": 1},
-}
+    # Without dropout, with which one seed or processor of several is still wrong here and there after these epochs.
+    Transformer: {"width": 16, "num_heads": 2, "feed_forward_units": 32, "encoder_layers": 1, "decoder_layers": 1,
+                  "dropout": 0.0},
+}  # fmt: skip
 
 
 @pytest.mark.long
@@ -77,5 +79,5 @@ def test_bfloat16_training_learns_and_decodes(kind):
     losses = model.fit(x, ends, batch_size=32, epochs=30, verbose=0).history["loss"]
     assert np.isfinite(losses).all() and losses[-1] < 0.2 * losses[0]
     assert {keras.utils.standardize_dtype(weight.dtype) for weight in model.trainable_weights} == {"float32"}
-    answers = Pipeline(model, max_length=5)([row.tolist() for row in rows[:32]])
-    assert np.mean([answer.target_ids == row.tolist() for answer, row in zip(answers, rows, strict=False)]) > 0.9
+    answers = Pipeline(model, max_length=5)([row.tolist() for row in rows])
+    assert np.mean([answer.target_ids == row.tolist() for answer, row in zip(answers, rows, strict=True)]) > 0.9
