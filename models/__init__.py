@@ -8,6 +8,7 @@ if __name__ == "models":
 from .backbones import make_backbone
 from .captioner import ImageCaptioner
 from .decoding import Hypotheses, beam_search, greedy_search, sample, uniform_numbers
+from .ensemble import Ensemble, ensemble
 from .inspection import AttentionScores, attention_scores, word_similarity
 from .language_model import LanguageModel
 from .pipeline import Pipeline, Result, list_presets
@@ -19,6 +20,7 @@ from .words import WordPieceTokenizer, WordTokenizer
 __all__ = [
     "AttentionScores",
     "CharacterTokenizer",
+    "Ensemble",
     "Hypotheses",
     "ImageCaptioner",
     "LanguageModel",
@@ -31,6 +33,7 @@ __all__ = [
     "WordTokenizer",
     "attention_scores",
     "beam_search",
+    "ensemble",
     "greedy_search",
     "list_presets",
     "make_backbone",

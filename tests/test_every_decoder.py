@@ -9,7 +9,7 @@ import pytest
 from helpers import gradients, randomize, run_python, to_numpy
 from keras import ops
 
-from keras_attention.models import CharacterTokenizer, Pipeline, Seq2Seq, Transformer, beam_search
+from keras_attention.models import CharacterTokenizer, Ensemble, Pipeline, Seq2Seq, Transformer, beam_search
 from keras_attention.models.seq2seq import ATTENTIONS
 from keras_attention.models.tokenizers import START
 
@@ -54,12 +54,18 @@ TRANSFORMERS = {
     "transformer, features, no encoder": {"source_vocabulary": None, "source_width": F, "encoder_layers": 0},
     "transformer, features": {"source_vocabulary": None, "source_width": F, "position": None},
 }
-CONFIGURATIONS |= TRANSFORMERS
+# Two or three of the above, of which one may not attend.
+ENSEMBLES = {
+    "ensemble": ["general, luong, simple_rnn", "transformer, relative", "context at every step"],
+    "ensemble, features": ["features", "transformer, features"],
+    "ensemble, no attention": ["context at every step", "no encoder, no attention"],
+}
+CONFIGURATIONS |= TRANSFORMERS | ENSEMBLES
 # Under XLA, and as SavedModel in a fresh process: one of each kind, for the time that it takes.
-COMPILED = ["location", "context in the first state", "features", "transformer, pre-norm, rotary"]
-EXPORTED = ["features", "transformer, pre-norm, rotary"]  # an RNN that reads text is in test_serving.py
+COMPILED = ["location", "context in the first state", "features", "transformer, pre-norm, rotary", "ensemble"]
+EXPORTED = ["features", "transformer, pre-norm, rotary", "ensemble"]  # an RNN that reads text is in test_serving.py
 # Searches called eagerly: likewise. (On TensorFlow a pipeline searches with every configuration.)
-SEARCHED = ["additive, luong, lstm", "context in the first state", "transformer, pre-norm, rotary"]
+SEARCHED = ["additive, luong, lstm", "context in the first state", "transformer, pre-norm, rotary", "ensemble"]
 every_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
 # Pipelines, plain and compiled, in the ordinary tests; all others are asked by `make test-long`.
 FEW = (
@@ -68,6 +74,7 @@ FEW = (
     "features",
     "transformer",
     "transformer, pre-norm, rotary",
+    "ensemble",
 )
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="text and SavedModel")
 LENGTHS = [5, 2, 7, 1]
@@ -76,6 +83,8 @@ TARGET = np.array([[2, 4, 5, 6], [2, 7, 8, 0], [2, 9, 4, 10], [2, 5, 0, 0]])
 
 
 def make(name, source_vocabulary=11, target_vocabulary=13):
+    if name in ENSEMBLES:
+        return Ensemble([make(each, source_vocabulary, target_vocabulary) for each in ENSEMBLES[name]])
     if name in TRANSFORMERS:
         sizes = {"width": 8, "num_heads": 2, "feed_forward_units": 11, "encoder_layers": 1, "decoder_layers": 2}
         options = {"source_vocabulary": source_vocabulary, "target_vocabulary": target_vocabulary, **sizes}
@@ -87,11 +96,16 @@ def make(name, source_vocabulary=11, target_vocabulary=13):
 
 
 def has_attention(model):
+    if isinstance(model, Ensemble):
+        return any(map(has_attention, model.models))
     return isinstance(model, Transformer) or model.decoder.attention is not None
 
 
 def alignment(model, weights):
     """What `step` returns, [B, T, S], from the weights of a call."""
+    if isinstance(model, Ensemble):
+        both = zip(model.models, weights, strict=True)
+        return np.mean([alignment(each, own) for each, own in both if has_attention(each)], axis=0)
     if isinstance(model, Transformer):
         return to_numpy(weights["cross"][model.alignment_layer]).mean(1)
     return to_numpy(weights)
@@ -129,7 +143,7 @@ def test_steps_equal_one_call(name):
         np.testing.assert_allclose(to_numpy(stepped)[real], to_numpy(logits)[real, t], atol=1e-5)
         if not has_attention(model):
             assert attended is None
-            assert weights is None
+            assert weights is None or weights == [None, None]
         else:
             expected = alignment(model, weights)[:, t]
             np.testing.assert_allclose(to_numpy(attended)[real], expected[real], atol=1e-5)

@@ -209,7 +209,7 @@ def _names(runs):
     names = [name if names.count(name) == 1 else run.rstrip(os.sep) for name, run in zip(names, runs, strict=True)]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{name} is given {names.count(name)} times: --compare expects other runs.")
+            raise InputError(f"{name} is given {names.count(name)} times: expected different runs.")
     return dict(zip(names, runs, strict=True))
 
 
@@ -469,6 +469,26 @@ def _draw_alignment(pipeline, run, given, text, options):
 def export(run, folder):
     """Write RUN as a SavedModel to DIR/VERSION/, the layout of TensorFlow Serving."""
     click.echo(_load(run).export(folder))
+
+
+@main.command()
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
+@click.argument("folder", metavar="DIR", type=click.Path())
+def ensemble(runs, folder):
+    """Join RUNs that have the same tokenizers, such as those of one recipe with several seeds, to one model in DIR.
+
+    DIR is then a RUN that answers with the mean of their logits. How it decodes is taken from the first of them.
+    """
+    from keras_attention.models import ensemble as join
+    from keras_attention.models.files import atomic_write
+
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} is there already: ensemble expects a new folder DIR behind the RUNs.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    pipelines = [_load(run) for run in _names(runs).values()]
+    atomic_write(folder, join(pipelines).save)
+    click.echo(folder)
 
 
 def find_run(run):
