@@ -7,7 +7,8 @@
 Axis 0 of each part of a state is N. A model whose state has buffers of max_length may also have `grow(state,
 max_length)`, which returns the state with longer ones: compiled searches then begin with short buffers.
 
-A model may also have `room(memory)`, the steps [B] that its context still has, or None: no search goes beyond.
+A model may also have `room(memory)`, the steps [B] that its context still has, or None: no search goes beyond; and
+`take_rows(memory, rows)`, the memory of some rows [R]: in a graph, the last few rows of a batch then go on alone.
 
 All is written for a compiler, with keras.ops: buffers of a fixed size, while_loops with an early exit. The same
 code runs eagerly, as a plain graph and under XLA, on TensorFlow, JAX and PyTorch.
@@ -31,6 +32,7 @@ from .tokenizers import END, PAD, START
 
 NEVER = -1e30  # stands for a log-probability of minus infinity, without its NaNs
 POSSIBLE = -1e29
+SHARE = 4  # when no more than one in so many rows runs, those go on alone
 BLOCK = 128  # about so many logits are looked at together in search of the greatest
 
 
@@ -117,11 +119,11 @@ def sample(
         choose = _most_probable
     else:
 
-        def choose(logits, position):
-            return draw(logits, ops.take(uniforms, position, axis=1), temperature, top_k, top_p)
+        def choose(logits, uniforms):
+            return draw(logits, uniforms, temperature, top_k, top_p)
 
     repetition = Repetition(repetition_penalty, no_repeat_ngram_size, prompt)
-    return _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose, repetition)
+    return _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose, repetition, uniforms)
 
 
 def uniform_numbers(seed, rows, max_length, num_samples=1, first_row=0):
@@ -159,7 +161,7 @@ def uniform_numbers(seed, rows, max_length, num_samples=1, first_row=0):
     return ops.convert_to_tensor(np.stack([g.random(max_length, dtype="float32") for g in generators]))
 
 
-def _most_probable(logits, position):
+def _most_probable(logits, uniforms=None):
     """Token [N] with the greatest logit, of equal ones the first: that of the best block."""
     blocks, greatest = _blocks(logits, 4 * BLOCK)
     best = ops.argmax(greatest, axis=1)[:, None]
@@ -250,8 +252,8 @@ def _normalizer(logits):
     return greatest + ops.log(ops.sum(ops.exp(logits - greatest[:, None]), axis=-1))
 
 
-def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose, repetition):
-    """One token a hypothesis and step, as `choose(logits, position) -> [N]` says."""
+def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose, repetition, uniforms=None):
+    """One token a hypothesis and step, as `choose(logits [N, V], uniforms [N]) -> [N]` says."""
     rooms = _rooms(model, max_length)
     tokens, state = model.initial_state(memory, rooms[0], num_samples)
     count = ops.shape(tokens)[0]  # N
@@ -259,42 +261,56 @@ def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_sample
     limits = _limits(model, memory, max_lengths, max_length, rows)  # [B]
     limits = ops.reshape(ops.repeat(limits, num_samples, axis=0), (count,))  # [N]
     attention = _attention_buffer(model, rooms, tokens, memory, state, count)
+    has_attention = len(attention.shape) == 3
+    given = {"memory": memory, "rows": {}, "hypotheses": {"limits": limits}}
+    given["hypotheses"] |= {} if uniforms is None else {"uniforms": uniforms}
 
-    def advance(state, position, tokens, running, total, lengths, steps, history, ids, attention):
-        logits, state, weights = model.step(tokens, position, memory, state)
+    def any_of_row(running):
+        return ops.any(ops.reshape(running, (-1, num_samples)), axis=1)
+
+    def advance(given, position, rows, hypotheses, written):
+        logits, state, weights = model.step(hypotheses["tokens"], position, given["memory"], hypotheses["state"])
         logits = ops.cast(logits, "float32")
-        tokens = choose(repetition(logits, history, position), position)
-        history = repetition.write(history, position, tokens)
+        allowed = repetition(logits, hypotheses["history"], position)
+        drawn = None if uniforms is None else ops.take(given["hypotheses"]["uniforms"], position, axis=1)
+        tokens = choose(allowed, drawn)
         gained = ops.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - _normalizer(logits)
-        total = ops.where(running, total + gained, total)
+        running = hypotheses["running"]
         goes_on = ops.logical_and(running, tokens != END)
-        lengths, steps = lengths + ops.cast(goes_on, "int32"), steps + ops.cast(running, "int32")
-        ids = _write(ids, position, ops.where(goes_on, tokens, PAD))
-        if weights is not None:
-            weights = ops.where(goes_on[:, None], _widened(weights, attention), 0.0)
-            attention = _write(attention, position, weights)
-        running = ops.logical_and(goes_on, position + 1 < limits)
-        return state, position + 1, tokens, running, total, lengths, steps, history, ids, attention
+        written = {**written, "ids": _write(written["ids"], position, ops.where(goes_on, tokens, PAD))}
+        if has_attention:
+            weights = ops.where(goes_on[:, None], _widened(weights, written["attention"]), 0.0)
+            written["attention"] = _write(written["attention"], position, weights)
+        hypotheses = {
+            "state": state,
+            "tokens": tokens,
+            "history": repetition.write(hypotheses["history"], position, tokens),
+            "running": ops.logical_and(goes_on, position + 1 < given["hypotheses"]["limits"]),
+            "total": ops.where(running, hypotheses["total"] + gained, hypotheses["total"]),
+            "lengths": hypotheses["lengths"] + ops.cast(goes_on, "int32"),
+            "steps": hypotheses["steps"] + ops.cast(running, "int32"),
+        }
+        return position + 1, {"running": any_of_row(hypotheses["running"])}, hypotheses, written
 
-    start = (
-        ops.zeros((), dtype="int32"),
-        tokens,
-        limits > 0,
-        ops.zeros((count,), dtype="float32"),
-        ops.zeros((count,), dtype="int32"),
-        ops.zeros((count,), dtype="int32"),
-        repetition.start(count, max_length),
-        ops.full((max_length, count), PAD, dtype="int32"),
-        attention,
-    )
-    *_, total, lengths, steps, _, ids, attention = _loop(
-        model, rooms, lambda position, tokens, running, *_: ops.any(running), advance, state, *start
-    )
+    hypotheses = {
+        "state": state,
+        "tokens": tokens,
+        "history": repetition.start(count, max_length),
+        "running": limits > 0,
+        "total": ops.zeros((count,), dtype="float32"),
+        "lengths": ops.zeros((count,), dtype="int32"),
+        "steps": ops.zeros((count,), dtype="int32"),
+    }
+    written = {"ids": ops.full((max_length, count), PAD, dtype="int32")}
+    written |= {"attention": attention} if has_attention else {}
+    running = {"running": any_of_row(limits > 0)}
+    start = ops.zeros((), dtype="int32")
+    _, _, hypotheses, written = _loop(model, rooms, num_samples, advance, given, start, running, hypotheses, written)
 
-    total, lengths, steps = (ops.reshape(x, (rows, num_samples)) for x in (total, lengths, steps))
-    ids = ops.reshape(ops.transpose(ids), (rows, num_samples, max_length))
-    if len(attention.shape) == 3:
-        attention = ops.transpose(attention, (1, 0, 2))  # [T, N, S] -> [N, T, S]
+    total, lengths, steps = (ops.reshape(hypotheses[x], (rows, num_samples)) for x in ("total", "lengths", "steps"))
+    ids = ops.reshape(ops.transpose(written["ids"]), (rows, num_samples, max_length))
+    if has_attention:
+        attention = ops.transpose(written["attention"], (1, 0, 2))  # [T, N, S] -> [N, T, S]
         attention = ops.reshape(attention, (rows, num_samples, max_length, ops.shape(attention)[2]))
     else:
         attention = None
@@ -308,16 +324,102 @@ def _rooms(model, max_length):
     return (max_length + 1) // 2, max_length
 
 
-def _loop(model, rooms, goes_on, advance, state, *variables):
-    """The loop of a search over (state, position, ...) while `goes_on(position, ...)`, a loop for each room."""
+def _few(model, count, alone):
+    """How many of B rows go on alone when the others have stopped; 0 where all are computed to the end.
+
+    All are in an eager search, which would trace or compile its steps once more, and in batches of a few rows. Where B
+    is not known, rows go on alone once.
+    """
+    known = isinstance(count, int)
+    if not hasattr(model, "take_rows") or known and not is_compiled() or alone and not known:
+        return 0
+    if known:
+        return count // SHARE if count >= 2 * SHARE else 0
+    return ops.where(count >= 2 * SHARE, count // SHARE, 0)
+
+
+def _loop(model, rooms, width, advance, given, position, rows, hypotheses, written, alone=False):
+    """The loop of a search, in which `advance(given, position, rows, hypotheses, written)` gives the last four anew.
+
+    There is one for each room. When a few rows still run (see `_few`), they go on in one of their own.
+
+    Args:
+        rooms: see `_rooms`.
+        width: W, hypotheses a row.
+        given: what no step changes: {"memory": what `encode` returned, "rows": a tree of [B, ...], "hypotheses": a tree
+            of [N, ...]}.
+        rows: a tree of [B, ...], with "running" [B], whether a row has more to write.
+        hypotheses: a tree of [N, ...], with the model's "state".
+        written: a tree of [T, N, ...].
+
+    Returns:
+        The position where the last row stopped, rows, hypotheses without "state", and written.
+    """
+    few = _few(model, ops.shape(rows["running"])[0], alone)
+    variables = position, rows, hypotheses, written
     for number, room in enumerate(rooms):
-        state = model.grow(state, room) if number else state
-        state, *variables = ops.while_loop(
-            lambda _, position, *others, room=room: ops.logical_and(position < room, goes_on(position, *others)),
-            advance,
-            (state, *variables),
-        )
-    return variables
+        position, rows, hypotheses, written = variables
+        if number:
+            hypotheses = {**hypotheses, "state": model.grow(hypotheses["state"], room)}
+        variables = _until(few, room, advance, given, position, rows, hypotheses, written)
+    position, *trees = variables
+    if isinstance(few, int) and few == 0:
+        return position, *_without_state(trees)
+
+    size = ops.maximum(few, 1)  # of none that runs, one, with which no step is taken
+    order = ops.argsort(ops.where(trees[0]["running"], 0, 1))
+    taken = ops.cast(order[:size], "int32")
+    axes = (1, 0), (width, 0), (width, 1)  # of each tree: how many stand for a row, along which axis
+    given = {
+        "memory": model.take_rows(given["memory"], taken),
+        "rows": _taken(given["rows"], taken, 1, 0),
+        "hypotheses": _taken(given["hypotheses"], taken, width, 0),
+    }
+    few_trees = [_taken(tree, taken, *axis) for tree, axis in zip(trees, axes, strict=True)]
+    position, *few_trees = _loop(model, rooms[-1:], width, advance, given, position, *few_trees, alone=True)
+    places = ops.cast(ops.argsort(order), "int32")  # of all rows among those that were taken, less than `size` if there
+    trees = [
+        _put_back(new, old, places, size, *axis)
+        for new, old, axis in zip(few_trees, _without_state(trees), axes, strict=True)
+    ]
+    return position, *trees
+
+
+def _until(few, room, advance, given, *variables):
+    """Steps until so few rows run, or the room is full."""
+    return ops.while_loop(
+        lambda position, rows, *_: ops.logical_and(position < room, ops.sum(ops.cast(rows["running"], "int32")) > few),
+        lambda *variables: advance(given, *variables),
+        variables,
+    )
+
+
+def _without_state(trees):
+    rows, hypotheses, written = trees
+    return rows, {name: part for name, part in hypotheses.items() if name != "state"}, written
+
+
+def _of_rows(rows, width):
+    """The numbers of the hypotheses of rows [R], W each: [R * W]."""
+    return ops.reshape(rows[:, None] * width + ops.arange(width, dtype="int32"), (-1,))
+
+
+def _taken(tree, rows, width, axis):
+    """What belongs to some rows [R] of a tree with W entries a row along an axis."""
+    entries = _of_rows(rows, width)
+    return keras.tree.map_structure(lambda leaf: ops.take(leaf, entries, axis=axis), tree)
+
+
+def _put_back(new, old, places, size, width, axis):
+    """The tree `old` with the rows of `new`, which are at `places` [B] of it where that is less than `size`."""
+    places = _of_rows(places, width)
+    inside, places = places < size * width, ops.minimum(places, size * width - 1)
+
+    def put(new, old):
+        shown = ops.reshape(inside, (1,) * axis + (-1,) + (1,) * (len(old.shape) - axis - 1))
+        return ops.where(shown, ops.take(new, places, axis=axis), old)
+
+    return keras.tree.map_structure(put, new, old)
 
 
 def beam_search(
@@ -367,7 +469,6 @@ def beam_search(
     count = ops.shape(tokens)[0]  # N = B*W
     rows = count // width  # B
     limits = _limits(model, memory, max_lengths, max_length, rows)  # [B]
-    first_of_row = ops.arange(rows)[:, None] * width  # [B, 1]
     attention = _attention_buffer(model, rooms, tokens, memory, state, count)
     has_attention = len(attention.shape) == 3
     if coverage_penalty and not has_attention:
@@ -375,23 +476,26 @@ def beam_search(
     source_length = ops.shape(attention)[2] if has_attention else 1
     covered = source_length if coverage_penalty else 1  # positions whose coverage is kept
 
-    def advance(state, position, beam, finished, history):
-        logits, state, weights = model.step(beam["tokens"], position, memory, state)
-        weights = _widened(weights, attention) if has_attention else None
+    def advance(given, position, beam, hypotheses, written):
+        limits = given["rows"]["limits"]
+        rows = ops.shape(limits)[0]
+        logits, state, weights = model.step(hypotheses["tokens"], position, given["memory"], hypotheses["state"])
         coverage = beam["coverage"]
+        if has_attention:
+            weights = _widened(weights, written["attention"])
         if coverage_penalty:
             coverage = coverage + ops.reshape(weights, (rows, width, source_length))
         logits = ops.cast(logits, "float32")
         gained = beam["log_probabilities"] - ops.reshape(_normalizer(logits), (rows, width))
-        logits = repetition(logits, beam["history"], position)
+        logits = repetition(logits, hypotheses["history"], position)
         values, tokens, parents = _candidates(logits, gained, rows, width)  # [B, 2W]
 
         last = position + 1 >= limits  # [B]
         ends = tokens == END
         done = ops.logical_and(ops.logical_or(ends, last[:, None]), values > POSSIBLE)[:, :width]
-        done = ops.logical_and(done, ops.logical_not(beam["stopped"])[:, None])
+        done = ops.logical_and(done, beam["running"][:, None])
         finished = _finish(
-            finished, done, position, values[:, :width], tokens[:, :width], parents[:, :width],
+            beam["finished"], done, position, values[:, :width], tokens[:, :width], parents[:, :width],
             coverage if coverage_penalty else None, length_penalty, coverage_penalty,
         )  # fmt: skip
 
@@ -401,34 +505,30 @@ def beam_search(
         kept = ops.cast(kept, "int32")
         values, tokens, parents, ends = (ops.take_along_axis(x, kept, axis=1) for x in (values, tokens, parents, ends))
         values = ops.where(ends, NEVER, values)
-        stopped = ops.logical_or(beam["stopped"], ops.logical_or(last, finished["count"] >= width))
+        stopped = ops.logical_or(last, finished["count"] >= width)
         stopped = ops.logical_or(stopped, ops.all(values < POSSIBLE, axis=1))
-        flat_parents = ops.reshape(first_of_row + parents, (count,))
-        history = {
-            "tokens": _write(history["tokens"], position, tokens),
-            "parents": _write(history["parents"], position, parents),
-            "attention": _write(history["attention"], position, weights) if has_attention else history["attention"],
-        }
-        tokens = ops.reshape(tokens, (count,))
-        before = ops.take(beam["history"], flat_parents, axis=0) if repetition.active else beam["history"]
         beam = {
-            "tokens": tokens,
-            "history": repetition.write(before, position, tokens),
+            "running": ops.logical_and(beam["running"], ops.logical_not(stopped)),
             "log_probabilities": values,
             "coverage": ops.take_along_axis(coverage, parents[:, :, None], axis=1) if coverage_penalty else coverage,
-            "stopped": stopped,
+            "finished": finished,
         }
-        state = keras.tree.map_structure(lambda leaf: _reordered(leaf, flat_parents), state)
-        return state, position + 1, beam, finished, history
+        flat_parents = ops.reshape(ops.arange(rows)[:, None] * width + parents, (rows * width,))
+        tokens, parents = (ops.reshape(x, (rows * width,)) for x in (tokens, parents))
+        written = {
+            "tokens": _write(written["tokens"], position, tokens),
+            "parents": _write(written["parents"], position, parents),
+            **({"attention": _write(written["attention"], position, weights)} if has_attention else {}),
+        }
+        before = hypotheses["history"]
+        before = ops.take(before, flat_parents, axis=0) if repetition.active else before
+        hypotheses = {
+            "state": keras.tree.map_structure(lambda leaf: _reordered(leaf, flat_parents), state),
+            "tokens": tokens,
+            "history": repetition.write(before, position, tokens),
+        }
+        return position + 1, beam, hypotheses, written
 
-    beam = {
-        "tokens": tokens,
-        "history": repetition.start(count, max_length),
-        # All W hypotheses of a row start alike; only the first one counts. [B, W]
-        "log_probabilities": ops.zeros((rows, 1)) + ops.where(ops.arange(width) == 0, 0.0, NEVER)[None, :],
-        "coverage": ops.zeros((rows, width, covered)),
-        "stopped": limits <= 0,
-    }
     finished = {
         "scores": ops.full((rows, width), NEVER, dtype="float32"),
         "log_probabilities": ops.full((rows, width), NEVER, dtype="float32"),
@@ -437,24 +537,24 @@ def beam_search(
         "parents": ops.zeros((rows, width), dtype="int32"),  # from which hypothesis
         "count": ops.zeros((rows,), dtype="int32"),
     }
-    history = {
-        "tokens": ops.full((max_length, rows, width), PAD, dtype="int32"),
-        "parents": ops.zeros((max_length, rows, width), dtype="int32"),
-        "attention": attention,  # [T, N, S]
+    beam = {
+        "running": limits > 0,
+        # All W hypotheses of a row start alike; only the first one counts. [B, W]
+        "log_probabilities": ops.zeros((rows, 1)) + ops.where(ops.arange(width) == 0, 0.0, NEVER)[None, :],
+        "coverage": ops.zeros((rows, width, covered)),
+        "finished": finished,
     }
-    steps, _, finished, history = _loop(
-        model,
-        rooms,
-        lambda position, beam, *_: ops.logical_not(ops.all(beam["stopped"])),
-        advance,
-        state,
-        ops.zeros((), dtype="int32"),
-        beam,
-        finished,
-        history,
-    )
-    best = {name: finished[name][:, :num_return] for name in finished if name != "count"}
-    return _follow(best, history, has_attention, steps, max_length, rows, width, num_return, source_length)
+    hypotheses = {"state": state, "tokens": tokens, "history": repetition.start(count, max_length)}
+    written = {
+        "tokens": ops.full((max_length, count), PAD, dtype="int32"),
+        "parents": ops.zeros((max_length, count), dtype="int32"),
+        **({"attention": attention} if has_attention else {}),
+    }
+    given = {"memory": memory, "rows": {"limits": limits}, "hypotheses": {}}
+    start = ops.zeros((), dtype="int32")
+    steps, beam, _, written = _loop(model, rooms, width, advance, given, start, beam, hypotheses, written)
+    best = {name: part[:, :num_return] for name, part in beam["finished"].items() if name != "count"}
+    return _follow(best, written, steps, max_length, rows, width, num_return, source_length)
 
 
 def _candidates(logits, gained, rows, width):
@@ -513,23 +613,27 @@ def _finish(finished, done, position, values, tokens, parents, coverage, length_
     return {**merged, "count": finished["count"] + ops.sum(ops.cast(done, "int32"), axis=1)}
 
 
-def _follow(best, history, has_attention, steps, max_length, rows, width, num_return, source_length):
+def _follow(best, written, steps, max_length, rows, width, num_return, source_length):
     """Reads the finished hypotheses back from their last step to the first, along the parents."""
-    first_of_row = ops.arange(rows)[:, None] * width
+    has_attention = "attention" in written
 
     def back(position, cursor, ids, attention):
         position = position - 1
+        tokens, parents = (
+            ops.reshape(ops.take(written[name], position, axis=0), (rows, width)) for name in ("tokens", "parents")
+        )
         is_last = best["steps"] == position  # [B, R]
         inside = position < best["steps"]
         ended = ops.logical_and(is_last, best["tokens"] == END)
-        at_cursor = ops.take_along_axis(ops.take(history["tokens"], position, axis=0), cursor, axis=1)
+        at_cursor = ops.take_along_axis(tokens, cursor, axis=1)
         token = ops.where(inside, at_cursor, ops.where(is_last, best["tokens"], PAD))
         ids = _write(ids, position, ops.where(ended, PAD, token))
-        parent = ops.take_along_axis(ops.take(history["parents"], position, axis=0), cursor, axis=1)
+        parent = ops.take_along_axis(parents, cursor, axis=1)
         cursor = ops.where(inside, parent, ops.where(is_last, best["parents"], cursor))
         if has_attention:
-            # The row that chose this token stands at its parent.
-            weights = ops.take(ops.take(history["attention"], position, axis=0), first_of_row + cursor, axis=0)
+            # The hypothesis that chose this token stands at its parent.
+            chosen = ops.arange(rows)[:, None] * width + cursor
+            weights = ops.take(ops.take(written["attention"], position, axis=0), chosen, axis=0)
             shown = ops.logical_and(ops.logical_or(inside, is_last), ops.logical_not(ended))
             attention = _write(attention, position, ops.where(shown[:, :, None], weights, 0.0))
         return position, cursor, ids, attention

@@ -89,6 +89,10 @@ class Ensemble(TokenModel):
         """What stays constant while decoding: a list of what each model keeps."""
         return [model.encode(x) for model in self.models]
 
+    def take_rows(self, memory, rows):
+        """The part of a memory that belongs to some rows, their numbers [R]."""
+        return [model.take_rows(own, rows) for model, own in zip(self.models, memory, strict=True)]
+
     def initial_state(self, memory, max_length, beam_width=1):
         """The first tokens [N] and a list of each model's state."""
         begun = [

@@ -73,6 +73,15 @@ class TokenModel(keras.Model):
             return {"output": self._laid_out}
         return {"output": ops.cast(ops.transpose(self.output_weights()[0]), self.compute_dtype)}
 
+    def take_rows(self, memory, rows):
+        """The part of a memory that belongs to some rows, their numbers [R]; what belongs to all of them stays."""
+        return {
+            name: part
+            if name == "output"
+            else keras.tree.map_structure(lambda leaf: ops.take(leaf, rows, axis=0), part)
+            for name, part in memory.items()
+        }
+
     @contextlib.contextmanager
     def laid_out(self, matrix):
         """A context in which `output_memory` gives this matrix, as an export holds it, and lays out none."""
