@@ -45,13 +45,11 @@ def log_probabilities(logits):
 @pytest.mark.backends
 def test_probabilities_are_the_normalised_geometric_mean():
     models = members()
-    found = log_probabilities(Ensemble(models)(X))
-    mean = np.mean([log_probabilities(model(X)) for model in models], axis=0)
-    expected = mean - np.log(np.exp(mean).sum(-1, keepdims=True))
-    np.testing.assert_allclose(found, expected, atol=2e-2)  # one of them computes in bfloat16
-    found = log_probabilities(Ensemble(models[:3])(X))
-    mean = np.mean([log_probabilities(model(X)) for model in models[:3]], axis=0)
-    np.testing.assert_allclose(found, mean - np.log(np.exp(mean).sum(-1, keepdims=True)), atol=1e-5)
+    alone = [log_probabilities(model(X)) for model in models]
+    for count, tolerance in ((3, 1e-5), (4, 2e-2)):  # the last one computes in bfloat16
+        mean = np.mean(alone[:count], axis=0)
+        expected = mean - np.log(np.exp(mean).sum(-1, keepdims=True))
+        np.testing.assert_allclose(log_probabilities(Ensemble(models[:count])(X)), expected, atol=tolerance)
 
 
 @pytest.mark.backends
@@ -70,7 +68,7 @@ def test_an_ensemble_of_copies_is_the_model():
 
 @pytest.mark.backends
 def test_it_has_the_losses_of_its_logits_and_trains_all_models():
-    joined = Ensemble(members()[:3])
+    joined = Ensemble(members()[1:3])
     expected = MaskedCrossEntropy()(Y, joined(X))
     before = [to_numpy(model.output_weights()[0]).copy() for model in joined.models]
     joined.compile(keras.optimizers.Adam(0.01), MaskedCrossEntropy(), jit_compile=False)

@@ -65,7 +65,7 @@ CONFIGURATIONS |= TRANSFORMERS | ENSEMBLES
 COMPILED = ["location", "context in the first state", "features", "transformer, pre-norm, rotary", "ensemble"]
 EXPORTED = ["features", "transformer, pre-norm, rotary", "ensemble"]  # an RNN that reads text is in test_serving.py
 # Searches called eagerly: likewise. (On TensorFlow a pipeline searches with every configuration.)
-SEARCHED = ["additive, luong, lstm", "context in the first state", "transformer, pre-norm, rotary", "ensemble"]
+SEARCHED = ["additive, luong, lstm", "context in the first state", "transformer, pre-norm, rotary"]
 every_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
 # Pipelines, plain and compiled, in the ordinary tests; all others are asked by `make test-long`.
 FEW = (
