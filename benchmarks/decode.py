@@ -8,8 +8,8 @@ Sentences per second at (batch, beam), medians, measured in turns in one process
 equal answers. A first call of each, which compiles, is not counted. The export's max_source_length is --length, so that
 sources are not padded to a bucket, as those of other lengths are.
 
-With --text, the lines of a file (of one batch size 256 of them at most, drawn evenly), sorted by length, and answers
-that end where the model ends them, --steps at most (try 64).
+With --text, the lines of a file, sorted by length, and answers that end where the model ends them, --steps at most (try
+64): 256 lines, or one batch, drawn evenly from all; those of a shorter file more than once.
 """
 
 import argparse
@@ -67,6 +67,8 @@ def load_model(options):
         shape = (256, options.length)
         return model, np.random.default_rng(0).integers(4, model.source_vocabulary, shape).tolist()
     lines = Path(options.text).read_text(encoding="utf-8").splitlines()
+    if not any(line.strip() for line in lines):
+        sys.exit(f"{options.text} holds no sentence.")
     lines = pipeline.source_tokenizer.tokenize([line.strip() for line in lines if line.strip()]).to_list()
     options.length = -(-max(map(len, lines)) // 16) * 16
     return model, sorted(lines, key=len)

@@ -141,6 +141,10 @@ class ImageCaptioner(TokenModel):
         """The decoder's memory of x = {"image": [B, height, width, 3]} or {"source": [B, S, C]}."""
         return self.decoder.encode(self._source(x, training=False))
 
+    def take_rows(self, memory, rows):
+        """The decoder's."""
+        return self.decoder.take_rows(memory, rows)
+
     def initial_state(self, memory, max_length, beam_width=1):
         """The decoder's."""
         return self.decoder.initial_state(memory, max_length, beam_width)

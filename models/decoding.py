@@ -8,7 +8,8 @@ Axis 0 of each part of a state is N. A model whose state has buffers of max_leng
 max_length)`, which returns the state with longer ones: compiled searches then begin with short buffers.
 
 A model may also have `room(memory)`, the steps [B] that its context still has, or None: no search goes beyond; and
-`take_rows(memory, rows)`, the memory of some rows [R]: in a graph, the last few rows of a batch then go on alone.
+`take_rows(memory, rows)`, the memory of some rows [R]: the last few rows of a batch then go on alone, within
+`compiled` and in TensorFlow's graphs that are traced for batches of any size.
 
 All is written for a compiler, with keras.ops: buffers of a fixed size, while_loops with an early exit. The same
 code runs eagerly, as a plain graph and under XLA, on TensorFlow, JAX and PyTorch.
@@ -324,21 +325,21 @@ def _rooms(model, max_length):
     return (max_length + 1) // 2, max_length
 
 
-def _few(model, count, alone):
+def _few(model, count):
     """How many of B rows go on alone when the others have stopped; 0 where all are computed to the end.
 
-    All are in an eager search, which would trace or compile its steps once more, and in batches of a few rows. Where B
-    is not known, rows go on alone once.
+    They do so where B is not known, in a graph of TensorFlow, and within `compiled`. Elsewhere a search may be eager,
+    and would compile its steps once more.
     """
     known = isinstance(count, int)
-    if not hasattr(model, "take_rows") or known and not is_compiled() or alone and not known:
+    if getattr(model, "take_rows", None) is None or known and not is_compiled():
         return 0
     if known:
         return count // SHARE if count >= 2 * SHARE else 0
     return ops.where(count >= 2 * SHARE, count // SHARE, 0)
 
 
-def _loop(model, rooms, width, advance, given, position, rows, hypotheses, written, alone=False):
+def _loop(model, rooms, width, advance, given, position, rows, hypotheses, written):
     """The loop of a search, in which `advance(given, position, rows, hypotheses, written)` gives the last four anew.
 
     There is one for each room. When a few rows still run (see `_few`), they go on in one of their own.
@@ -355,7 +356,7 @@ def _loop(model, rooms, width, advance, given, position, rows, hypotheses, writt
     Returns:
         The position where the last row stopped, rows, hypotheses without "state", and written.
     """
-    few = _few(model, ops.shape(rows["running"])[0], alone)
+    few = _few(model, ops.shape(rows["running"])[0])
     variables = position, rows, hypotheses, written
     for number, room in enumerate(rooms):
         position, rows, hypotheses, written = variables
@@ -366,7 +367,7 @@ def _loop(model, rooms, width, advance, given, position, rows, hypotheses, writt
     if isinstance(few, int) and few == 0:
         return position, *_without_state(trees)
 
-    size = ops.maximum(few, 1)  # of none that runs, one, with which no step is taken
+    size = few if isinstance(few, int) else ops.maximum(few, 1)  # of none that runs, one, with which no step is taken
     order = ops.argsort(ops.where(trees[0]["running"], 0, 1))
     taken = ops.cast(order[:size], "int32")
     axes = (1, 0), (width, 0), (width, 1)  # of each tree: how many stand for a row, along which axis
@@ -376,11 +377,11 @@ def _loop(model, rooms, width, advance, given, position, rows, hypotheses, writt
         "hypotheses": _taken(given["hypotheses"], taken, width, 0),
     }
     few_trees = [_taken(tree, taken, *axis) for tree, axis in zip(trees, axes, strict=True)]
-    position, *few_trees = _loop(model, rooms[-1:], width, advance, given, position, *few_trees, alone=True)
+    position, *few_trees = _until(0, rooms[-1], advance, given, position, *few_trees)
     places = ops.cast(ops.argsort(order), "int32")  # of all rows among those that were taken, less than `size` if there
     trees = [
         _put_back(new, old, places, size, *axis)
-        for new, old, axis in zip(few_trees, _without_state(trees), axes, strict=True)
+        for new, old, axis in zip(_without_state(few_trees), _without_state(trees), axes, strict=True)
     ]
     return position, *trees
 

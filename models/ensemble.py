@@ -1,7 +1,5 @@
 """Several trained models that write together: one model to search with, to score, to export."""
 
-import contextlib
-
 import keras
 from keras import ops
 
@@ -72,17 +70,6 @@ class Ensemble(TokenModel):
         bias = sum(biases) / len(self.models) if biases else None
         return ops.concatenate([ops.cast(matrix, "float32") for matrix in matrices], axis=1), bias
 
-    @contextlib.contextmanager
-    def laid_out(self, matrix):
-        """A context in which each model has its part of this matrix [sum of D, V], see `TokenModel.laid_out`."""
-        first = 0
-        with contextlib.ExitStack() as stack:
-            for model in self.models:
-                width = model.output_weights()[0].shape[1]
-                stack.enter_context(model.laid_out(ops.cast(matrix[first : first + width], model.compute_dtype)))
-                first += width
-            yield
-
     # Generation: the three verbs that decoding.py knows.
 
     def encode(self, x):
@@ -123,6 +110,8 @@ class Ensemble(TokenModel):
 
     def get_config(self):
         models = [keras.saving.serialize_keras_object(model) for model in self.models]
+        for model in models:
+            model.pop("compile_config", None)  # it is the ensemble that may be compiled
         return {**super().get_config(), "models": models}
 
     @classmethod
@@ -131,11 +120,12 @@ class Ensemble(TokenModel):
         return cls(**{**config, "models": models})
 
 
-def ensemble(pipelines):
+def ensemble(pipelines, names=None):
     """A pipeline whose model is the Ensemble of those of several pipelines, with the decoding options of the first.
 
     Args:
         pipelines: two or more, with the same tokenizers.
+        names: what errors call them; their numbers, counted from 0, unless given.
 
     Raises:
         ValueError: the tokenizers or the models do not fit together.
@@ -150,13 +140,12 @@ def ensemble(pipelines):
     from .pipeline import Pipeline
 
     first = pipelines[0] if pipelines else None
-    for number, other in enumerate(pipelines):
+    for name, other in zip(names or range(len(pipelines)), pipelines, strict=True):
         for side in ("source", "target"):
             if _config(getattr(first, f"{side}_tokenizer")) != _config(getattr(other, f"{side}_tokenizer")):
                 raise ValueError(
-                    f"An ensemble expects pipelines with the same tokenizers. Received: number {number}, counted from "
-                    f"0, has another {side} tokenizer than the first; train it with --init, or on the same data and "
-                    "settings."
+                    f"An ensemble expects pipelines with the same tokenizers. Received: {name} has another {side} "
+                    "tokenizer than the first; train it on the same data and settings, or with --init."
                 )
     model = Ensemble([pipeline.model for pipeline in pipelines])
     joined = Pipeline(model, first.source_tokenizer, first.target_tokenizer, **vars(first.options))
@@ -174,7 +163,7 @@ def _check_models(models):
     if len({id(model) for model in models}) < len(models):
         raise ValueError("Ensemble expects different models. Received: one of them more than once")
     for model in models:
-        if not isinstance(model, TokenModel) or not hasattr(model, "source_width"):
+        if not isinstance(model, TokenModel) or not hasattr(model, "source_width") or isinstance(model, Ensemble):
             raise ValueError(f"Ensemble expects Seq2Seq or Transformer models. Received: a {type(model).__name__}")
     for name in ("source_vocabulary", "source_width", "target_vocabulary"):
         values = [getattr(model, name) for model in models]

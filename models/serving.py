@@ -97,7 +97,8 @@ class _Weights:
     """The weights of one of our models as its export holds them: the small ones in one vector for each dtype.
 
     TensorFlow spends some microseconds a call on every variable, more than a small model on its arithmetic. The output
-    matrix stands beside them as decoding multiplies it, so that no call transposes it.
+    matrix (of an ensemble that of each model) stands beside them as decoding multiplies it, so that no call transposes
+    it.
     """
 
     def __init__(self, model):
@@ -113,11 +114,14 @@ class _Weights:
         packed = {id(weight) for weight in small}
         # The variables themselves, not Keras's wrappers: session loaders, so TensorFlow Serving, find no others.
         self.variables = [variable.value for variable in model.variables if id(variable) not in packed]
-        matrix = model.output_memory()["output"]
-        self.output = next((variable for variable in self.variables if _is_same(variable, matrix)), None)
-        if self.output is None:
-            self.output = tf.Variable(matrix, trainable=False, name="output")
-            self.variables.append(self.output)
+        self.outputs = []  # a model, its matrix
+        for each in getattr(model, "models", [model]):
+            matrix = each.output_memory()["output"]
+            output = next((variable for variable in self.variables if _is_same(variable, matrix)), None)
+            if output is None:
+                output = tf.Variable(matrix, trainable=False, name="output")
+                self.variables.append(output)
+            self.outputs.append((each, output))
         self.variables += [vector for vector, _ in self.packed.values()]
 
     @contextlib.contextmanager
@@ -129,7 +133,10 @@ class _Weights:
         for vector, small in self.packed.values():
             parts = tf.split(vector, [variable.value.shape.num_elements() for variable in small])
             values += [(of, tf.reshape(part, of.shape)) for of, part in zip(small, parts, strict=True)]
-        with keras.StatelessScope(values), self.model.laid_out(tf.convert_to_tensor(self.output)):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(keras.StatelessScope(values))
+            for model, output in self.outputs:
+                stack.enter_context(model.laid_out(tf.convert_to_tensor(output)))
             yield
 
 

@@ -38,8 +38,10 @@ class _Step(threading.local):
 class TokenModel(keras.Model):
     """A Keras model on ids whose logits are a linear map of its features.
 
-    A subclass defines `features(x, return_attention_scores, training)` [B, T, D] and `output_weights()`. Compiled with
-    any Keras loss it is a plain Keras model. Compiled with a loss that has `from_features`, such as
+    A subclass defines `features(x, return_attention_scores, training)` [B, T, D] and `output_weights()`. One whose
+    `encode` returns anything but a dict of [B, ...] and "output" defines `take_rows`, too, or sets it to None.
+
+    Compiled with any Keras loss it is a plain Keras model. Compiled with a loss that has `from_features`, such as
     `keras_attention.training.losses.MaskedCrossEntropy`, loss, gradients and metrics are computed from the features
     in blocks of tokens, and the [B, T, V] logits, which then nobody reads, are pruned from the compiled step (on
     PyTorch, which runs eagerly, they still exist).

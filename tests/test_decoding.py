@@ -449,7 +449,7 @@ class Remembered(Remembering):
     """What comes next also depends on the row's memory, of which a part may be asked for."""
 
     def take_rows(self, memory, rows):
-        self.taken = len(rows)
+        self.taken = ops.shape(rows)[0]
         return ops.take(memory, rows, axis=0)
 
     def step(self, tokens, position, memory, state):
@@ -475,8 +475,17 @@ def test_a_few_rows_that_go_on_alone_find_the_same(limits, options):
 
     expected = decode()
     assert not hasattr(model, "taken")
-    with compiled():
-        found = decode()
+
+    def decode_compiled():
+        with compiled():
+            return decode()
+
+    if keras.backend.backend() == "jax" and len(limits) > 10:  # as others would call it
+        import jax
+
+        found = jax.jit(decode_compiled)()
+    else:
+        found = decode_compiled()
     assert getattr(model, "taken", 0) == (rows // 4 if rows >= 8 else 0)
     for one, two in zip(found, expected, strict=True):
         for part, other in zip(one, two, strict=True):

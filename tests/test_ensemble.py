@@ -1,6 +1,7 @@
 """Ensembles: the mean of logits, in a call, a loss, a search and from the command line; every refusal."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -72,7 +73,7 @@ def test_it_has_the_losses_of_its_logits_and_trains_all_models():
     expected = MaskedCrossEntropy()(Y, joined(X))
     before = [to_numpy(model.output_weights()[0]).copy() for model in joined.models]
     joined.compile(keras.optimizers.Adam(0.01), MaskedCrossEntropy(), jit_compile=False)
-    assert abs(joined.evaluate(X, Y, verbose=0) - float(expected)) < 1e-5
+    assert abs(joined.evaluate(X, Y, verbose=0) - float(to_numpy(expected))) < 1e-5
     losses = joined.fit(X, Y, epochs=5, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     for model, old in zip(joined.models, before, strict=True):
@@ -105,11 +106,23 @@ def test_its_limits_are_the_least_of_its_models():
             "Received: a LanguageModel",
         ),
         (lambda: Ensemble([members()[0], keras.Sequential()]), "Received: a Sequential"),
+        (lambda: Ensemble([members()[0], Ensemble(members()[:2])]), "Received: a Ensemble"),
     ],
 )
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.backends
+def test_models_that_were_compiled_are_saved_without_that(tmp_path):
+    joined = Ensemble(members()[1:3])
+    for model in joined.models:
+        model.compile("adam", MaskedCrossEntropy(), jit_compile=False)
+    joined.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    assert [model.compiled for model in loaded.models] == [False, False]
+    np.testing.assert_array_equal(to_numpy(loaded(X)), to_numpy(joined(X)))
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +160,29 @@ def test_the_command_line_joins_runs(runs, tmp_path):
     assert scores["pairs"] == 2 and np.isfinite(scores["perplexity"])
     assert ask("plot", out, "abc", tmp_path / "picture.png").exit_code == 0
     assert list(tmp_path.joinpath("joined").iterdir()) == [out]  # nothing temporary is left
+    beside = json.loads(ask("evaluate", out, tmp_path / "pairs.tsv", "--json", "--compare", runs / "0").stdout)
+    assert set(beside["runs"]) == {"both", "0"}
+    again = ask("train", "dates", "--resume", "--out", out)
+    assert again.exit_code == 2 and "nothing to resume" in again.stderr and "Traceback" not in again.stderr
+
+
+@on_tensorflow
+def test_words_and_columns_are_those_of_the_first_run(runs, tmp_path):
+    for name in "01":
+        shutil.copytree(runs / name, tmp_path / name)
+        data = {"data": {"columns": [2, 1], "bleu_tokenize": "none"}}
+        (tmp_path / name / "recipe.json").write_text(json.dumps(data), encoding="utf-8")
+    assert ask("ensemble", tmp_path / "0", tmp_path / "1", tmp_path / "both").exit_code == 0
+    (tmp_path / "pairs.tsv").write_text("abc\tcba\nca\tac\n", encoding="utf-8")
+    (tmp_path / "turned.tsv").write_text("cba\tabc\nac\tca\n", encoding="utf-8")
+    one = json.loads(ask("evaluate", tmp_path / "both", tmp_path / "turned.tsv", "--json").stdout)
+    assert "tok:none" in one["bleu_signature"]
+    other = json.loads(ask("evaluate", tmp_path / "both", tmp_path / "pairs.tsv", "--json").stdout)
+    pipeline = Pipeline.load(tmp_path / "both")
+    for scores, sources in ((one, ["abc", "ca"]), (other, ["cba", "ac"])):
+        right = [answer.text == text[::-1] for answer, text in zip(pipeline(sources), sources, strict=True)]
+        assert scores["exact_match"] == np.mean(right)
+    assert one["perplexity"] != other["perplexity"]
 
 
 @on_tensorflow
@@ -155,8 +191,9 @@ def test_the_command_line_joins_runs(runs, tmp_path):
     [
         (["0", "new"], "two or more models. Received: 1"),
         (["0", "1", "2"], "2 is there already: ensemble expects a new folder DIR behind the RUNs"),
-        (["0", "0", "new"], "0 is given 2 times"),
-        (["0", "2", "new"], "number 1, counted from 0, has another source tokenizer than the first"),
+        (["0", "0", "new"], "ensemble expects different RUNs. Received: "),
+        (["0", "../runs0/0", "new"], "ensemble expects different RUNs. Received: "),
+        (["0", "2", "new/new"], "/2 has another source tokenizer than the first"),
         (["0", "3", "new"], "3 is not there: expected the folder of a run"),
     ],
 )

@@ -78,7 +78,7 @@ FEW = (
 )
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="text and SavedModel")
 LENGTHS = [5, 2, 7, 1]
-MANY = 8  # times the rows, so that in a graph the last ones go on alone, and of those again
+MANY = 8  # times the rows, so that in a graph the last ones go on alone
 MASK = np.arange(7) < np.array(LENGTHS)[:, None]
 TARGET = np.array([[2, 4, 5, 6], [2, 7, 8, 0], [2, 9, 4, 10], [2, 5, 0, 0]])
 

@@ -477,17 +477,30 @@ def export(run, folder):
 def ensemble(runs, folder):
     """Join RUNs that have the same tokenizers, such as those of one recipe with several seeds, to one model in DIR.
 
-    DIR is then a RUN that answers with the mean of their logits. How it decodes is taken from the first of them.
+    DIR is then a RUN that answers with the mean of their logits. How it decodes, and what `evaluate` counts as words
+    and columns, is taken from the first of them.
     """
     from keras_attention.models import ensemble as join
     from keras_attention.models.files import atomic_write
 
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    from .evaluate import bleu_tokenizer, tsv_columns
+
+    place = Path(os.path.abspath(folder))
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise InputError(f"{folder} is there already: ensemble expects a new folder DIR behind the RUNs.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    pipelines = [_load(run) for run in _names(runs).values()]
-    atomic_write(folder, join(pipelines).save)
+    folders = {run: find_run(run) for run in runs}
+    if len({each.resolve() for each in folders.values()}) < len(runs):
+        raise InputError(f"ensemble expects different RUNs. Received: {' '.join(runs)}")
+    joined = join([_load(run) for run in runs], runs)
+    first = {runs[0]: folders[runs[0]]}
+    data = {"bleu_tokenize": bleu_tokenizer(first), "columns": tsv_columns(first)}
+
+    def write(path):
+        joined.save(path)
+        (path / "recipe.json").write_text(json.dumps({"data": data}), encoding="utf-8")  # what `evaluate` reads of it
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(place, write)
     click.echo(folder)
 
 

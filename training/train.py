@@ -440,6 +440,8 @@ def read_run_recipe(out, settings=()):
         raise InputError(f"{stored} is damaged: {error}") from error
     if not isinstance(table, dict):
         raise InputError(f"{stored} is damaged: expected a JSON object. Received: a {type(table).__name__}.")
+    if "name" not in table:
+        raise InputError(f"There is nothing to resume in {out}: {stored.name} is no recipe of a training.")
     for setting in settings:
         if not setting.startswith(("training.", "decoding.")):
             raise InputError(f"--resume takes settings of [training] and [decoding] only. Received: --set {setting}")
