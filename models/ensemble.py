@@ -11,9 +11,9 @@ from .tokenizers import START
 class Ensemble(TokenModel):
     """The mean of several models' logits, so the normalised geometric mean of their probabilities at every step.
 
-    Of some runs of one recipe that differ in their seed, the ensemble is better than the best, most where data are few,
-    for as many times the work. It is a TokenModel: its features are those of its models side by side, divided by their
-    number, its output matrix is theirs side by side.
+    Of some runs of one recipe that differ in their seed, the ensemble is usually better than each, for as many times
+    the work. It is a TokenModel: its features are those of its models side by side, divided by their number, its output
+    matrix is theirs side by side.
 
     Args:
         models: two or more Seq2Seq and Transformer with the same ids, or features of the same width, as source, and the

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import keras
 
+from .ensemble import Ensemble
 from .pipeline import sampling_signature
 from .token_model import TokenModel
 
@@ -115,7 +116,7 @@ class _Weights:
         # The variables themselves, not Keras's wrappers: session loaders, so TensorFlow Serving, find no others.
         self.variables = [variable.value for variable in model.variables if id(variable) not in packed]
         self.outputs = []  # a model, its matrix
-        for each in getattr(model, "models", [model]):
+        for each in model.models if isinstance(model, Ensemble) else [model]:
             matrix = each.output_memory()["output"]
             output = next((variable for variable in self.variables if _is_same(variable, matrix)), None)
             if output is None:

@@ -77,12 +77,8 @@ class TokenModel(keras.Model):
 
     def take_rows(self, memory, rows):
         """The part of a memory that belongs to some rows, their numbers [R]; what belongs to all of them stays."""
-        return {
-            name: part
-            if name == "output"
-            else keras.tree.map_structure(lambda leaf: ops.take(leaf, rows, axis=0), part)
-            for name, part in memory.items()
-        }
+        own = {name: part for name, part in memory.items() if name != "output"}
+        return {**memory, **keras.tree.map_structure(lambda leaf: ops.take(leaf, rows, axis=0), own)}
 
     @contextlib.contextmanager
     def laid_out(self, matrix):

@@ -192,7 +192,7 @@ def test_words_and_columns_are_those_of_the_first_run(runs, tmp_path):
         (["0", "new"], "two or more models. Received: 1"),
         (["0", "1", "2"], "2 is there already: ensemble expects a new folder DIR behind the RUNs"),
         (["0", "0", "new"], "ensemble expects different RUNs. Received: "),
-        (["0", "../runs0/0", "new"], "ensemble expects different RUNs. Received: "),
+        (["0", "1/../0", "new"], "ensemble expects different RUNs. Received: "),
         (["0", "2", "new/new"], "/2 has another source tokenizer than the first"),
         (["0", "3", "new"], "3 is not there: expected the folder of a run"),
     ],

@@ -144,7 +144,7 @@ def test_steps_equal_one_call(name):
         np.testing.assert_allclose(to_numpy(stepped)[real], to_numpy(logits)[real, t], atol=1e-5)
         if not has_attention(model):
             assert attended is None
-            assert weights is None or weights == [None, None]
+            assert weights == ([None] * len(model.models) if isinstance(model, Ensemble) else None)
         else:
             expected = alignment(model, weights)[:, t]
             np.testing.assert_allclose(to_numpy(attended)[real], expected[real], atol=1e-5)

@@ -209,7 +209,7 @@ def _names(runs):
     names = [name if names.count(name) == 1 else run.rstrip(os.sep) for name, run in zip(names, runs, strict=True)]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{name} is given {names.count(name)} times: expected different runs.")
+            raise InputError(f"{name} is given {names.count(name)} times: --compare expects other runs.")
     return dict(zip(names, runs, strict=True))
 
 
