@@ -42,9 +42,10 @@ def as_mask(mask, name="mask"):
 
 def combine_masks(*masks):
     """ANDs masks of broadcastable shapes; None is left out, and None comes back where nothing is masked."""
-    result = None
+    result, last = None, None
     for mask in masks:
-        if mask is not None:
+        if mask is not None and mask is not last:  # blocks and their layers find one mask in several ways
+            last = mask
             mask = as_mask(mask)
             result = mask if result is None else ops.logical_and(result, mask)
     return result
@@ -122,8 +123,30 @@ def masked_softmax(scores, mask=None):
     scores, mask = at_least_float32(scores), as_mask(mask)
     if mask is None:
         return _softmax(scores)
+    if keras.backend.backend() == "tensorflow" and not isinstance(scores, keras.KerasTensor):
+        return _masked_softmax_with_gradient(scores, mask)
+    return _masked_softmax(scores, mask)
+
+
+def _masked_softmax(scores, mask):
     weights = _softmax(ops.where(mask, scores, float(np.finfo("float32").min)))
     return ops.where(ops.any(mask, axis=-1, keepdims=True), weights, 0.0)
+
+
+def _masked_softmax_with_gradient(scores, mask):
+    """The same on TensorFlow, whose own gradient would select twice more; zero weights have none anyway."""
+
+    @ops.custom_gradient
+    def softmax(scores):
+        weights = _masked_softmax(scores, mask)
+
+        def backward(upstream):
+            slopes = weights * upstream
+            return slopes - weights * ops.sum(slopes, axis=-1, keepdims=True)
+
+        return weights, backward
+
+    return softmax(scores)
 
 
 def _softmax(scores):

@@ -9,6 +9,7 @@ from keras_attention import cache as caches
 from keras_attention import masks, recording
 from keras_attention.attention import describe_call, scores_dtype
 from keras_attention.blockwise import blockwise_attention
+from keras_attention.scores import affine
 
 LARGE = 4096 * 4096  # scores of one head, T * S, from which on attention is computed in blocks by itself
 
@@ -608,9 +609,8 @@ class _Projection(keras.layers.EinsumDense):
         kernel = ops.convert_to_tensor(self.kernel)
         width = math.prod(kernel.shape[:contracted])
         kernel = caches.laid_out(ops.reshape(kernel, (width, -1)))
-        x = ops.matmul(ops.reshape(inputs, (-1, width)), kernel)
-        if self.bias is not None:
-            x = ops.add(x, ops.reshape(self.bias, (-1,)))
+        bias = None if self.bias is None else ops.reshape(self.bias, (-1,))
+        x = affine(ops.reshape(inputs, (-1, width)), kernel, bias)
         x = ops.reshape(x, (*ops.shape(inputs)[: len(inputs.shape) - contracted], *self.kernel.shape[contracted:]))
         return x if self.activation is None else self.activation(x)
 

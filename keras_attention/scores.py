@@ -4,6 +4,7 @@ All of them compute in at least float32, whatever the dtype that comes in. `conc
 weight matrix of their equation; their layers apply it in two parts, so that keys are projected once.
 """
 
+import keras
 from keras import ops
 
 from keras_attention.masks import at_least_float32
@@ -82,6 +83,35 @@ def product(x, matrix):
     """
     rows = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), matrix)
     return ops.reshape(rows, (*ops.shape(x)[:-1], ops.shape(matrix)[-1]))
+
+
+def affine(rows, kernel, bias=None):
+    """rows [N, D] . kernel [D, U] + bias [U].
+
+    On TensorFlow the sum is one operation with the product, and with a relu that follows; in 16-bit floats it is kept
+    apart, since that one operation takes twice the time of the two, and the gradient of the bias is a product, too.
+    """
+    result = ops.matmul(rows, kernel)
+    if bias is None:
+        return result
+    half = keras.utils.standardize_dtype(result.dtype) in ("bfloat16", "float16")
+    if not half or keras.backend.backend() != "tensorflow":
+        return ops.add(result, bias)
+
+    @ops.custom_gradient
+    def add(x, bias):
+        def backward(upstream):
+            return upstream, column_sums(upstream)
+
+        return ops.add(x[None], bias)[0], backward  # of another shape, so that TensorFlow leaves it apart
+
+    return add(result, ops.cast(bias, result.dtype))
+
+
+def column_sums(x):
+    """Sums of x [..., D] over all but the last axis, [D], as a product of matrices."""
+    rows = ops.reshape(x, (-1, x.shape[-1]))
+    return ops.matmul(ops.ones((1, ops.shape(rows)[0]), x.dtype), rows)[0]
 
 
 def dot_score(query, key):

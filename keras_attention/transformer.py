@@ -7,6 +7,7 @@ from keras_attention import masks
 from keras_attention.attention import describe_call, scores_dtype
 from keras_attention.dropout import Dropout
 from keras_attention.multi_head import MultiHeadAttention, padding_mask_of
+from keras_attention.scores import affine, column_sums, product
 
 
 @keras.saving.register_keras_serializable(package="keras_attention")
@@ -18,8 +19,9 @@ class LayerNormalization(keras.layers.LayerNormalization):
     """
 
     def call(self, inputs):
-        whole = list(self.axis) == [len(inputs.shape) - 1] and self.gamma is not None and self.beta is not None
-        if keras.backend.backend() != "tensorflow" or not whole:
+        rank = len(inputs.shape)
+        last = [axis % rank for axis in self.axis] == [rank - 1]
+        if keras.backend.backend() != "tensorflow" or not last or self.gamma is None or self.beta is None:
             return super().call(inputs)
         x = masks.at_least_float32(inputs)
         gamma, beta = (ops.cast(weight, x.dtype) + 0.0 for weight in (self.gamma, self.beta))
@@ -27,21 +29,20 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
 
 def _layer_normalization(x, gamma, beta, epsilon):
+    width = x.shape[-1]
+
     @ops.custom_gradient
     def normalize(x, gamma, beta):
         centered = x - ops.mean(x, axis=-1, keepdims=True)
         scale = ops.rsqrt(ops.mean(ops.square(centered), axis=-1, keepdims=True) + epsilon)
         unit = centered * scale
 
-        def backward(*args, upstream=None):
-            upstream = args[0] if upstream is None else upstream
-            both = ops.concatenate([upstream * unit, upstream], axis=-1)
-            both = ops.reshape(both, (-1, 2 * x.shape[-1]))
-            by_gamma, by_beta = ops.split(ops.matmul(ops.ones((1, ops.shape(both)[0]), x.dtype), both)[0], 2)
-            slopes = upstream * gamma
-            mean = ops.mean(slopes, axis=-1, keepdims=True)
-            along = ops.mean(slopes * unit, axis=-1, keepdims=True)
-            return scale * (slopes - mean - unit * along), by_gamma, by_beta
+        def backward(upstream):
+            along = upstream * unit
+            by_gamma, by_beta = column_sums(along), column_sums(upstream)
+            weights = gamma[:, None] / width  # the means over a row of what gamma multiplies
+            slopes = upstream * gamma - product(upstream, weights) - unit * product(along, weights)
+            return scale * slopes, by_gamma, by_beta
 
         return unit * gamma + beta, backward
 
@@ -118,7 +119,7 @@ class FeedForward(keras.layers.Layer):
     def _dense(self, units, name, activation=None):
         initializer = self.kernel_initializer.clone()
         options = {"activation": activation, "use_bias": self.use_bias, "kernel_initializer": initializer}
-        return keras.layers.Dense(units, name=name, dtype=self.dtype_policy, **options)
+        return _Dense(units, name=name, dtype=self.dtype_policy, **options)
 
     def build(self, x_shape):
         if self.gated:
@@ -149,6 +150,15 @@ class FeedForward(keras.layers.Layer):
             "activation": keras.activations.serialize(self.activation),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+class _Dense(keras.layers.Dense):
+    """A Dense computed over rows [N, D]: on TensorFlow product, bias and relu are then one operation."""
+
+    def call(self, inputs, training=None):
+        rows = affine(ops.reshape(inputs, (-1, inputs.shape[-1])), self.kernel, self.bias)
+        rows = rows if self.activation is None else self.activation(rows)
+        return ops.reshape(rows, (*ops.shape(inputs)[:-1], self.units))
 
 
 class _Block(keras.layers.Layer):

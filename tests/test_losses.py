@@ -371,6 +371,37 @@ def test_blockwise_computes_sums_and_softmax_in_float32(dtype):
     np.testing.assert_allclose(float(loss), float(expected), rtol=0.02)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blockwise_losses_of_targets_too_improbable_for_a_float(dtype):
+    """Logits hundreds apart: the probabilities of most targets are 0."""
+    (features, matrix, bias), y_true, _ = block_case()
+    arrays = [ops.cast(ops.convert_to_tensor(x), dtype) for x in (features * 100, matrix, bias)]
+    labels = ops.convert_to_tensor(y_true)
+    expected = to_numpy(token_losses(labels, ops.cast(plain(*arrays), "float32")))
+    assert (expected > 110).any() and (to_numpy(ops.softmax(plain(*arrays))) == 0).any()
+    for training in (True, False):
+        _, statistics = blockwise_cross_entropy(*arrays, labels, block=16, training=training)
+        np.testing.assert_allclose(to_numpy(statistics.nll), expected, rtol=1e-5 if dtype == "float32" else 0.02)
+
+
+def test_blockwise_gradients_in_bfloat16():
+    arrays, y_true, sample_weight = block_case()
+    labels = ops.convert_to_tensor(y_true)
+    half = [ops.cast(ops.convert_to_tensor(x), "bfloat16") for x in arrays]
+
+    def by_blocks(*x):
+        return blockwise_cross_entropy(*x, labels, sample_weight, 0.1, block=16)[0]
+
+    def whole(*x):
+        return MaskedCrossEntropy(0.1)(labels, plain(*(ops.cast(part, "float32") for part in x)), sample_weight)
+
+    found = gradients(lambda *x: by_blocks(*(ops.cast(part, "bfloat16") for part in x)), arrays)
+    expected = gradients(whole, [to_numpy(ops.cast(x, "float32")) for x in half])
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, two, atol=0.02 * np.abs(two).max())
+    np.testing.assert_allclose(float(by_blocks(*half)), float(whole(*half)), rtol=0.005)
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
 def test_blockwise_gradients_in_float16_do_not_depend_on_the_scale_of_the_weights(scale):
     arrays, y_true, sample_weight = block_case()

@@ -82,6 +82,24 @@ def test_masked_softmax_has_finite_gradients_everywhere():
     assert np.abs(found[0, 0]).max() > 0.01
 
 
+def test_masked_softmax_has_the_gradient_of_its_equation():
+    scores, weight = random(2, 4, 3, 5), random(2, 4, 3, 5, seed=3)
+    mask = np.random.default_rng(1).random((2, 1, 3, 5)) > 0.4
+    mask[1, 0, 2] = False
+
+    def equation(x):
+        powers = ops.where(mask, ops.exp(x), 0.0)
+        return ops.sum(powers / ops.maximum(ops.sum(powers, axis=-1, keepdims=True), 1e-30) * weight)
+
+    (found,) = gradients(lambda x: ops.sum(masked_softmax(x, mask) * weight), [scores])
+    np.testing.assert_allclose(found, gradients(equation, [scores])[0], atol=1e-6)
+
+
+def test_one_mask_found_twice_is_computed_once():
+    mask = ops.convert_to_tensor([[True, False]])
+    assert combine_masks(mask, None, mask) is mask
+
+
 def test_zero_masked_stops_nan_and_infinity():
     x = random(2, 3, 5, 7)
     x[0, 1], x[1, 2] = np.nan, np.inf

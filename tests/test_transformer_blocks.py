@@ -14,6 +14,7 @@ from keras_attention import (
     TransformerDecoderBlock,
     TransformerEncoderBlock,
     record_scores,
+    transformer,
 )
 from keras_attention.masks import implicit_mask
 from keras_attention.transformer import LayerNormalization
@@ -337,6 +338,35 @@ def test_layer_normalization_is_keras_s(dtype):
         found[-1] += gradients(loss, [x], layer.trainable_weights)
     for one, two in zip(*found, strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5 if dtype == "float32" else 0.03)
+
+
+def test_layer_normalization_takes_its_own_gradient(monkeypatch):
+    """It once was passed by, which only the time of a step could tell."""
+    taken = []
+    monkeypatch.setattr(transformer, "_layer_normalization", lambda x, *_: taken.append(tuple(x.shape)) or x)
+    Encoder(H, F)(X)
+    assert taken == ([X.shape] * 2 if BACKEND == "tensorflow" else [])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_dense_layers_of_the_feed_forward_network_are_keras_s(dtype):
+    layer = FeedForward(F, activation="gelu", dtype=dtype)
+    layer.build(X.shape)
+    randomize(layer)
+    ours = layer.hidden_dense
+    theirs = keras.layers.Dense(F, activation="gelu", dtype=dtype)
+    theirs.build(X.shape)
+    theirs.set_weights(ours.get_weights())
+    upstream, found = ops.convert_to_tensor(random(*X.shape[:2], F, seed=1)), []
+    for dense in (ours, theirs):
+
+        def loss(x, dense=dense):
+            return ops.sum(ops.cast(dense(x), "float32") * upstream)
+
+        found.append(gradients(loss, [X], dense.trainable_weights))
+        found[-1].append(to_numpy(ops.cast(dense(X), "float32")))
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, atol=(1e-6 if dtype == "float32" else 0.02) * np.abs(two).max())
 
 
 def test_feed_forward_zeroes_padding():
