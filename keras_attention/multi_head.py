@@ -527,7 +527,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         if attention_mask is not None:
             for _ in range(len(scores.shape) - len(attention_mask.shape)):
                 attention_mask = ops.expand_dims(attention_mask, -2 * axes - 1)
-        weights = _softmax(scores, attention_mask, axes)
+        weights = _softmax(scores, attention_mask, axes, training)
         return self._context(self._dropped(weights, value, training), value), weights
 
     def _dropped(self, weights, value, training):
@@ -610,7 +610,7 @@ class _Projection(keras.layers.EinsumDense):
         width = math.prod(kernel.shape[:contracted])
         kernel = caches.laid_out(ops.reshape(kernel, (width, -1)))
         bias = None if self.bias is None else ops.reshape(self.bias, (-1,))
-        x = affine(ops.reshape(inputs, (-1, width)), kernel, bias)
+        x = affine(ops.reshape(inputs, (-1, width)), kernel, bias, training)
         x = ops.reshape(x, (*ops.shape(inputs)[: len(inputs.shape) - contracted], *self.kernel.shape[contracted:]))
         return x if self.activation is None else self.activation(x)
 
@@ -674,14 +674,14 @@ def _differs_by_head(attention_mask):
     return attention_mask is not None and len(attention_mask.shape) == 4 and attention_mask.shape[1] != 1
 
 
-def _softmax(scores, mask, axes):
+def _softmax(scores, mask, axes, training):
     """Softmax over the last `axes` axes together, with zeros where the mask is False."""
     if axes == 1:
-        return masks.masked_softmax(scores, mask)
+        return masks.masked_softmax(scores, mask, training)
     shape = ops.shape(scores)
     width = 1
     for size in shape[-axes:]:
         width = width * size
     if mask is not None:
         mask = ops.reshape(ops.broadcast_to(mask, shape), (-1, width))
-    return ops.reshape(masks.masked_softmax(ops.reshape(scores, (-1, width)), mask), shape)
+    return ops.reshape(masks.masked_softmax(ops.reshape(scores, (-1, width)), mask, training), shape)

@@ -85,32 +85,33 @@ def product(x, matrix):
     return ops.reshape(rows, (*ops.shape(x)[:-1], ops.shape(matrix)[-1]))
 
 
-def affine(rows, kernel, bias=None):
+def affine(rows, kernel, bias=None, training=False):
     """rows [N, D] . kernel [D, U] + bias [U].
 
-    On TensorFlow the sum is one operation with the product, and with a relu that follows; in 16-bit floats it is kept
-    apart, since that one operation takes twice the time of the two, and the gradient of the bias is a product, too.
+    On TensorFlow, graphs make one operation of product and sum. In 16-bit floats a CPU takes twice the time for it that
+    the two take, and sums the gradient of the bias in 16 bits: `training` keeps them apart there, with a gradient that
+    is a product of matrices and so summed in float32.
     """
     result = ops.matmul(rows, kernel)
     if bias is None:
         return result
     half = keras.utils.standardize_dtype(result.dtype) in ("bfloat16", "float16")
-    if not half or keras.backend.backend() != "tensorflow":
+    if not half or not training or keras.backend.backend() != "tensorflow":
         return ops.add(result, bias)
 
     @ops.custom_gradient
     def add(x, bias):
         def backward(upstream):
-            return upstream, column_sums(upstream)
+            return upstream, column_sums(upstream, bias.shape[0])
 
-        return ops.add(x[None], bias)[0], backward  # of another shape, so that TensorFlow leaves it apart
+        return ops.add(x[None], bias)[0], backward  # of another shape, so that graphs leave it apart
 
     return add(result, ops.cast(bias, result.dtype))
 
 
-def column_sums(x):
-    """Sums of x [..., D] over all but the last axis, [D], as a product of matrices."""
-    rows = ops.reshape(x, (-1, x.shape[-1]))
+def column_sums(x, width):
+    """Sums of x [..., D] over all but the last axis, of this width: [D], as a product of matrices."""
+    rows = ops.reshape(x, (-1, width))
     return ops.matmul(ops.ones((1, ops.shape(rows)[0]), x.dtype), rows)[0]
 
 

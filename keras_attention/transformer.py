@@ -12,16 +12,16 @@ from keras_attention.scores import affine, column_sums, product
 
 @keras.saving.register_keras_serializable(package="keras_attention")
 class LayerNormalization(keras.layers.LayerNormalization):
-    """keras.layers.LayerNormalization with a gradient of its own on TensorFlow, for the last axis.
+    """keras.layers.LayerNormalization with a gradient of its own on TensorFlow, in training, for the last axis.
 
-    Same numbers. There the composed gradient sums those of gamma and beta over all tokens many times slower than a
-    product of matrices does; JAX and PyTorch have kernels of their own.
+    Same numbers, of fewer operations; sums are products of matrices (in TF32 where TensorFlow multiplies so, on GPUs).
+    JAX and PyTorch have kernels of their own.
     """
 
-    def call(self, inputs):
+    def call(self, inputs, training=None):
         rank = len(inputs.shape)
-        last = [axis % rank for axis in self.axis] == [rank - 1]
-        if keras.backend.backend() != "tensorflow" or not last or self.gamma is None or self.beta is None:
+        last = [axis % rank for axis in self.axis] == [rank - 1] and self.gamma is not None and self.beta is not None
+        if not training or keras.backend.backend() != "tensorflow" or not last:
             return super().call(inputs)
         x = masks.at_least_float32(inputs)
         gamma, beta = (ops.cast(weight, x.dtype) + 0.0 for weight in (self.gamma, self.beta))
@@ -29,7 +29,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
 
 def _layer_normalization(x, gamma, beta, epsilon):
-    width = x.shape[-1]
+    width = gamma.shape[0]
 
     @ops.custom_gradient
     def normalize(x, gamma, beta):
@@ -38,8 +38,9 @@ def _layer_normalization(x, gamma, beta, epsilon):
         unit = centered * scale
 
         def backward(upstream):
+            upstream = ops.reshape(upstream, ops.shape(x))  # a graph may have forgotten its shape
             along = upstream * unit
-            by_gamma, by_beta = column_sums(along), column_sums(upstream)
+            by_gamma, by_beta = column_sums(along, width), column_sums(upstream, width)
             weights = gamma[:, None] / width  # the means over a row of what gamma multiplies
             slopes = upstream * gamma - product(upstream, weights) - unit * product(along, weights)
             return scale * slopes, by_gamma, by_beta
@@ -153,12 +154,17 @@ class FeedForward(keras.layers.Layer):
 
 
 class _Dense(keras.layers.Dense):
-    """A Dense computed over rows [N, D]: on TensorFlow product, bias and relu are then one operation."""
+    """A Dense that TensorFlow computes over rows [N, D]: in graphs product, bias and relu are then one operation."""
 
     def call(self, inputs, training=None):
-        rows = affine(ops.reshape(inputs, (-1, inputs.shape[-1])), self.kernel, self.bias)
+        if keras.backend.backend() != "tensorflow":
+            return super().call(inputs, training)
+        rows = affine(ops.reshape(inputs, (-1, inputs.shape[-1])), self.kernel, self.bias, training)
         rows = rows if self.activation is None else self.activation(rows)
         return ops.reshape(rows, (*ops.shape(inputs)[:-1], self.units))
+
+    def quantize(self, mode=None, type_check=True, **options):
+        super().quantize(mode, type_check=False, **options)
 
 
 class _Block(keras.layers.Layer):

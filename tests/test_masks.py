@@ -1,5 +1,6 @@
 """Mask algebra and the masked softmax."""
 
+import keras
 import numpy as np
 import pytest
 from helpers import gradients, numpy_softmax, random, to_numpy
@@ -82,17 +83,39 @@ def test_masked_softmax_has_finite_gradients_everywhere():
     assert np.abs(found[0, 0]).max() > 0.01
 
 
-def test_masked_softmax_has_the_gradient_of_its_equation():
-    scores, weight = random(2, 4, 3, 5), random(2, 4, 3, 5, seed=3)
-    mask = np.random.default_rng(1).random((2, 1, 3, 5)) > 0.4
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(2, 4, 3, 5), (1, 1, 1, 5), (2, 4, 3, 1)])
+def test_masked_softmax_has_the_gradient_of_its_equation(training, shape):
+    """Also where the mask is greater than the scores."""
+    scores, weight = random(*shape), random(2, 4, 3, shape[-1], seed=3)
+    mask = np.random.default_rng(1).random((2, 1, 3, shape[-1])) > 0.4
     mask[1, 0, 2] = False
 
     def equation(x):
         powers = ops.where(mask, ops.exp(x), 0.0)
         return ops.sum(powers / ops.maximum(ops.sum(powers, axis=-1, keepdims=True), 1e-30) * weight)
 
-    (found,) = gradients(lambda x: ops.sum(masked_softmax(x, mask) * weight), [scores])
+    (found,) = gradients(lambda x: ops.sum(masked_softmax(x, mask, training=training) * weight), [scores])
+    assert found.shape == scores.shape
     np.testing.assert_allclose(found, gradients(equation, [scores])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_nan_that_comes_back_to_a_row_without_keys_goes_no_further(training):
+    mask = np.array([[True, True, False], [False] * 3])
+    upstream = np.array([[1, 2, 3], [np.nan, np.inf, 1]], "float32")
+
+    def loss(x):
+        return ops.sum(masked_softmax(x, mask, training=training) * upstream)
+
+    (found,) = gradients(loss, [random(2, 3)])
+    assert np.abs(found[0, :2]).min() > 0.01 and np.all(found[1] == 0) and found[0, 2] == 0
+
+
+def test_masked_softmax_takes_a_variable():
+    scores = keras.Variable(random(2, 3))
+    weights = [masked_softmax(scores, np.array([[True, True, False]]), training=training) for training in (False, True)]
+    np.testing.assert_array_equal(to_numpy(weights[0]), to_numpy(weights[1]))
 
 
 def test_one_mask_found_twice_is_computed_once():

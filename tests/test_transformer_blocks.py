@@ -1,5 +1,8 @@
 """Feed-forward network, encoder and decoder block: the papers' equations, masks, cached steps."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -325,15 +328,15 @@ def test_layer_normalization_is_keras_s(dtype):
     ours, theirs = (kind(epsilon=1e-3, dtype=dtype) for kind in (LayerNormalization, keras.layers.LayerNormalization))
     x, upstream = random(3, 5, 7), ops.convert_to_tensor(random(3, 5, 7, seed=1))
     found = []
-    for layer in (ours, theirs):
+    for layer, training in ((ours, {"training": True}), (theirs, {})):
         layer.build(x.shape)
         randomize(layer)
-        output = layer(x)
+        output = layer(x, **training)
         assert keras.utils.standardize_dtype(output.dtype) == layer.compute_dtype
         found.append([to_numpy(ops.cast(output, "float32"))])
 
-        def loss(x, layer=layer):
-            return ops.sum(ops.cast(layer(x), "float32") * upstream)
+        def loss(x, layer=layer, training=training):
+            return ops.sum(ops.cast(layer(x, **training), "float32") * upstream)
 
         found[-1] += gradients(loss, [x], layer.trainable_weights)
     for one, two in zip(*found, strict=True):
@@ -344,8 +347,83 @@ def test_layer_normalization_takes_its_own_gradient(monkeypatch):
     """It once was passed by, which only the time of a step could tell."""
     taken = []
     monkeypatch.setattr(transformer, "_layer_normalization", lambda x, *_: taken.append(tuple(x.shape)) or x)
-    Encoder(H, F)(X)
+    block = Encoder(H, F)
+    block(X)
+    assert not taken
+    block(X, training=True)
     assert taken == ([X.shape] * 2 if BACKEND == "tensorflow" else [])
+
+
+@pytest.mark.parametrize("options", [{"axis": 1}, {"axis": [1, 2]}, {"center": False}, {"scale": False}, {"axis": 2}])
+def test_layer_normalization_of_other_kinds_is_keras_s(options):
+    x, upstream = random(3, 5, 7), random(3, 5, 7, seed=1)
+    layers = [kind(**options) for kind in (LayerNormalization, keras.layers.LayerNormalization)]
+    for layer in layers:
+        layer.build(x.shape)
+        randomize(layer)
+    ours = gradients(lambda x: ops.sum(layers[0](x, training=True) * upstream), [x], layers[0].trainable_weights)
+    theirs = gradients(lambda x: ops.sum(layers[1](x) * upstream), [x], layers[1].trainable_weights)
+    for one, two in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="graphs are TensorFlow's")
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_a_block_has_the_same_gradients_in_a_graph_of_unknown_lengths(dtype):
+    import tensorflow as tf
+
+    block = Encoder(H, F, dtype=dtype)
+    block.build(X.shape)
+    randomize(block)
+
+    def by_weights(x, mask):
+        with tf.GradientTape() as tape:
+            # What py_function gives has no shape, so that the gradient that comes back has none.
+            output = tf.py_function(lambda y: y, [block(x, query_mask=mask, training=True)], block.compute_dtype)
+            loss = tf.reduce_sum(tf.cast(output, "float32") ** 2)
+        return tape.gradient(loss, [weight.value for weight in block.trainable_weights])
+
+    kinds = tf.TensorSpec((None, None, D)), tf.TensorSpec((None, None), "bool")
+    for one, two in zip(tf.function(by_weights, kinds)(X, MASK), by_weights(X, MASK), strict=True):
+        atol = 1e-4 if dtype == "float32" else 0.05 * np.abs(two).max()
+        np.testing.assert_allclose(one, two, atol=atol)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="graphs are TensorFlow's")
+def test_a_graph_for_inference_is_freed():
+    """Custom gradients are kept for ever, with all that they hold."""
+    import tensorflow as tf
+
+    block = Encoder(H, F, dtype="mixed_bfloat16")
+    block.build(X.shape)
+    function = tf.function(block.call).get_concrete_function(tf.TensorSpec(X.shape, "bfloat16"), query_mask=MASK)
+    graph = weakref.ref(function.graph)
+    del function, block
+    gc.collect()
+    assert graph() is None
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_a_block_is_quantized_as_a_whole():
+    query = keras.Input((T, D))
+    block = Encoder(H, F)
+    keras.Model(query, block(query)).quantize("int8")
+    kernels = [weight for weight in block.weights if weight.name == "kernel"]
+    assert len(kernels) == 6 and {keras.utils.standardize_dtype(kernel.dtype) for kernel in kernels} == {"int8"}
+    assert np.isfinite(to_numpy(block(X))).all()
+
+
+def test_a_bias_in_bfloat16_has_the_sum_of_many_rows():
+    """Summed in bfloat16, more than 256 ones would be 256 ones."""
+    layer = FeedForward(F, dtype="mixed_bfloat16")
+    x = ops.ones((64, 128, D))
+    layer.build(x.shape)
+
+    def loss(x):
+        return ops.sum(ops.cast(layer(x, training=True), "float32"))
+
+    _, found = gradients(loss, [x], [layer.output_dense.bias])
+    np.testing.assert_allclose(found, 64 * 128, rtol=0.01)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])

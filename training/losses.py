@@ -105,8 +105,7 @@ def blockwise_cross_entropy(
     The numbers are those of `token_losses` and `weighted_mean` on the whole logits. With `training`, the gradient is
     made in the same pass: a block's softmax, minus the targets, is at once multiplied into the gradients of features
     and matrix (three products, where a pass that computes the logits anew has four). Without it the result has no
-    gradient. Products are computed in the features' dtype, the rest in float32; on TensorFlow, of bfloat16 features
-    and without R-Drop, `training` has the softmax in bfloat16, too, as it enters the products.
+    gradient. Products are computed in the features' dtype, the rest in float32.
 
     Args:
         features: [B, T, D].
@@ -211,27 +210,23 @@ def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, alph
     table = ops.cast(matrix, compute_dtype)
     in_blocks = [ops.reshape(x, (-1, block, *x.shape[1:])) for x in (features, targets, weights)]
     blocks, (vocabulary, width) = ops.shape(in_blocks[0])[0], matrix.shape
-    # The softmax of a bfloat16 product is needed in bfloat16 only; XLA makes no difference of the way there.
-    half = keras.utils.standardize_dtype(compute_dtype) == "bfloat16" and keras.backend.backend() == "tensorflow"
-    logits_dtype = "bfloat16" if half and with_gradients and not alpha else "float32"
 
     def advance(number, statistics, by_features, by_matrix, *by_bias):
         x, target, weight = (ops.take(part, number, axis=0) for part in in_blocks)
-        logits = ops.cast(ops.matmul(x, ops.transpose(table)), logits_dtype)  # [block, V]
+        logits = ops.cast(ops.matmul(x, ops.transpose(table)), "float32")  # [block, V]
         if bias is not None:  # `add` of a vector is one operation with the product
-            logits = ops.add(logits, ops.cast(bias, logits_dtype))
+            logits = ops.add(logits, ops.cast(bias, "float32"))
         slopes = ops.softmax(logits, axis=-1)
         target_logit, probability = (ops.take_along_axis(x, target[:, None], axis=-1)[:, 0] for x in (logits, slopes))
-        hits = ops.equal(probability, _greatest(slopes))
-        target_logit = ops.cast(target_logit, "float32")
-        nll = _negative_log(ops.cast(probability, "float32"), logits, target_logit)
+        hits = ops.cast(ops.equal(probability, ops.max(slopes, axis=-1)), "float32")
+        nll = _negative_log(probability, logits, target_logit, weight)
         apart, share = ops.zeros_like(nll), weight[:, None]
         if alpha:
             apart, by_apart = _disagreement(logits, slopes)
             both_weights = ops.tile(sum(ops.split(weight, 2)), 2)
             slopes = slopes * share + 0.25 * alpha * both_weights[:, None] * by_apart
             share = ops.ones_like(share)
-        found = ops.stack([nll, ops.cast(hits, "float32"), target_logit, apart])
+        found = ops.stack([nll, hits, target_logit, apart])
         statistics = ops.scatter_update(statistics, [[number]], found[None])
         if with_gradients:
             slopes = ops.cast(slopes, compute_dtype)
@@ -264,19 +259,12 @@ def _scan_blocks(features, matrix, bias, targets, weights, label_smoothing, alph
     return losses, nll, hits, gradients
 
 
-def _greatest(probabilities):
-    """The greatest of every row; TensorFlow finds it four times sooner among 16-bit integers than in bfloat16."""
-    if keras.utils.standardize_dtype(probabilities.dtype) != "bfloat16":
-        return ops.max(probabilities, axis=-1)
-    return ops.view(ops.max(ops.view(probabilities, "int16"), axis=-1), "bfloat16")  # none is below 0
-
-
-def _negative_log(probability, logits, target_logit):
-    """-log p of the targets [N], from the logits [N, V] where a p is too small for a float."""
+def _negative_log(probability, logits, target_logit, weight):
+    """-log p of the targets [N]; from the logits [N, V] where a p that counts is too small for a float."""
     smallest = 1e-30
     return ops.cond(
-        ops.any(probability < smallest),
-        lambda: ops.logsumexp(ops.cast(logits, "float32"), axis=-1) - target_logit,
+        ops.any(ops.logical_and(probability < smallest, weight != 0)),
+        lambda: ops.logsumexp(logits, axis=-1) - target_logit,
         lambda: -ops.log(ops.maximum(probability, smallest)),
     )
 
