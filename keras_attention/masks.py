@@ -135,20 +135,19 @@ def _masked_softmax(scores, mask):
 
 
 def _masked_softmax_with_gradient(scores, mask):
-    """The same on TensorFlow with a gradient that does not look at the mask: where the weight is 0, it is 0."""
-    import tensorflow as tf
+    """The same on TensorFlow with a gradient that looks at empty rows only: it is 0 where the weight is."""
 
-    @tf.custom_gradient
+    @ops.custom_gradient
     def softmax(scores):
         weights = _masked_softmax(scores, mask)
 
         def backward(upstream):
-            slopes = tf.math.multiply_no_nan(upstream, weights)
-            return slopes - tf.math.multiply_no_nan(tf.reduce_sum(slopes, axis=-1, keepdims=True), weights)
+            slopes = weights * ops.where(ops.any(mask, axis=-1, keepdims=True), upstream, 0.0)
+            return slopes - weights * ops.sum(slopes, axis=-1, keepdims=True)
 
         return weights, backward
 
-    return softmax(tf.convert_to_tensor(scores))
+    return softmax(scores + 0.0)  # a tensor, where it is a variable
 
 
 def _is_within(shape, other):
