@@ -381,7 +381,7 @@ def test_blockwise_losses_of_targets_too_improbable_for_a_float(dtype):
     assert (expected > 110).any() and (to_numpy(ops.softmax(plain(*arrays))) == 0).any()
     for training in (True, False):
         _, statistics = blockwise_cross_entropy(*arrays, labels, block=16, training=training)
-        np.testing.assert_allclose(to_numpy(statistics.nll), expected, rtol=1e-5 if dtype == "float32" else 0.02)
+        np.testing.assert_allclose(to_numpy(statistics.nll), expected, rtol=1e-5 if dtype == "float32" else 0.03)
 
 
 def test_blockwise_gradients_in_bfloat16():

@@ -354,6 +354,7 @@ def test_layer_normalization_takes_its_own_gradient(monkeypatch):
     assert taken == ([X.shape] * 2 if BACKEND == "tensorflow" else [])
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the layer is Keras's own elsewhere")
 @pytest.mark.parametrize("options", [{"axis": 1}, {"axis": [1, 2]}, {"center": False}, {"scale": False}, {"axis": 2}])
 def test_layer_normalization_of_other_kinds_is_keras_s(options):
     x, upstream = random(3, 5, 7), random(3, 5, 7, seed=1)
@@ -413,6 +414,7 @@ def test_a_block_is_quantized_as_a_whole():
     assert np.isfinite(to_numpy(block(X))).all()
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the layer is Keras's own elsewhere")
 def test_a_bias_in_bfloat16_has_the_sum_of_many_rows():
     """Summed in bfloat16, more than 256 ones would be 256 ones."""
     layer = FeedForward(F, dtype="mixed_bfloat16")
