@@ -8,7 +8,7 @@ LEVELS = 2**8
 
 @keras.saving.register_keras_serializable(package="keras_attention")
 class Dropout(keras.layers.Dropout):
-    """keras.layers.Dropout that draws 8 bits for each number rather than 32, which takes half of its time.
+    """keras.layers.Dropout that draws 8 bits for each number rather than 32, which takes less time.
 
     Each row [D] of the inputs [..., D] is cut at one of the two multiples of 1 / 256 around the rate, drawn so that the
     rate is exact in the mean. On PyTorch, where 4 does not divide D, for a rate above 0.996 and with a `noise_shape` it

@@ -377,11 +377,13 @@ def test_blockwise_losses_of_targets_too_improbable_for_a_float(dtype):
     (features, matrix, bias), y_true, _ = block_case()
     arrays = [ops.cast(ops.convert_to_tensor(x), dtype) for x in (features * 100, matrix, bias)]
     labels = ops.convert_to_tensor(y_true)
-    expected = to_numpy(token_losses(labels, ops.cast(plain(*arrays), "float32")))
+    expected = to_numpy(token_losses(labels, plain(*(ops.cast(x, "float32") for x in arrays))))
     assert (expected > 110).any() and (to_numpy(ops.softmax(plain(*arrays))) == 0).any()
     for training in (True, False):
         _, statistics = blockwise_cross_entropy(*arrays, labels, block=16, training=training)
-        np.testing.assert_allclose(to_numpy(statistics.nll), expected, rtol=1e-5 if dtype == "float32" else 0.03)
+        # In bfloat16 two logits of 512 to 1,024, the target's and the best, are each rounded by 2 at most.
+        atol = 0 if dtype == "float32" else 4
+        np.testing.assert_allclose(to_numpy(statistics.nll), expected, rtol=1e-5, atol=atol)
 
 
 def test_blockwise_gradients_in_bfloat16():

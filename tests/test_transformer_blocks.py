@@ -441,10 +441,10 @@ def test_dense_layers_of_the_feed_forward_network_are_keras_s(dtype):
     for dense in (ours, theirs):
 
         def loss(x, dense=dense):
-            return ops.sum(ops.cast(dense(x), "float32") * upstream)
+            return ops.sum(ops.cast(dense(x, training=True), "float32") * upstream)
 
         found.append(gradients(loss, [X], dense.trainable_weights))
-        found[-1].append(to_numpy(ops.cast(dense(X), "float32")))
+        found[-1].append(to_numpy(ops.cast(dense(X, training=True), "float32")))
     for one, two in zip(*found, strict=True):
         np.testing.assert_allclose(one, two, atol=(1e-6 if dtype == "float32" else 0.02) * np.abs(two).max())
 
