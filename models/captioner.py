@@ -145,6 +145,14 @@ class ImageCaptioner(TokenModel):
         """The decoder's."""
         return self.decoder.take_rows(memory, rows)
 
+    def without_output(self, memory):
+        """The decoder's."""
+        return self.decoder.without_output(memory)
+
+    def with_output(self, memory):
+        """The decoder's."""
+        return self.decoder.with_output(memory)
+
     def initial_state(self, memory, max_length, beam_width=1):
         """The decoder's."""
         return self.decoder.initial_state(memory, max_length, beam_width)

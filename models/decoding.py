@@ -8,8 +8,8 @@ Axis 0 of each part of a state is N. A model whose state has buffers of max_leng
 max_length)`, which returns the state with longer ones: compiled searches then begin with short buffers.
 
 A model may also have `room(memory)`, the steps [B] that its context still has, or None: no search goes beyond; and
-`take_rows(memory, rows)`, the memory of some rows [R]: the last few rows of a batch then go on alone, within
-`compiled` and in TensorFlow's graphs that are traced for batches of any size.
+`take_rows(memory, rows)`, the memory of some rows [R], and `grow`, by which a `Pipeline` searches in stages (see
+stages.py): rows that have stopped leave.
 
 All is written for a compiler, with keras.ops: buffers of a fixed size, while_loops with an early exit. The same
 code runs eagerly, as a plain graph and under XLA, on TensorFlow, JAX and PyTorch.
@@ -33,7 +33,6 @@ from .tokenizers import END, PAD, START
 
 NEVER = -1e30  # stands for a log-probability of minus infinity, without its NaNs
 POSSIBLE = -1e29
-SHARE = 4  # when no more than one in so many rows runs, those go on alone
 BLOCK = 128  # about so many logits are looked at together in search of the greatest
 
 
@@ -80,8 +79,8 @@ def greedy_search(
     Returns:
         Hypotheses with R = 1.
     """
-    repetition = Repetition(repetition_penalty, no_repeat_ngram_size, prompt)
-    return _roll_out(model, memory, max_length, max_lengths, length_penalty, 1, _most_probable, repetition)
+    repetition = Repetition(repetition_penalty, no_repeat_ngram_size)
+    return RollOut(model, 1, length_penalty, repetition)(memory, max_length, max_lengths, prompt)
 
 
 def sample(
@@ -115,16 +114,12 @@ def sample(
         Hypotheses with R = num_samples, in the order of the draws; log-probabilities are those of temperature 1.
     """
     check_sampling(temperature, top_k, top_p)
-    max_length = ops.shape(uniforms)[1]
+    repetition = Repetition(repetition_penalty, no_repeat_ngram_size)
+    search = RollOut(model, num_samples, length_penalty, repetition)
     if isinstance(temperature, (int, float)) and temperature == 0:
-        choose = _most_probable
-    else:
-
-        def choose(logits, uniforms):
-            return draw(logits, uniforms, temperature, top_k, top_p)
-
-    repetition = Repetition(repetition_penalty, no_repeat_ngram_size, prompt)
-    return _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose, repetition, uniforms)
+        return search(memory, ops.shape(uniforms)[1], max_lengths, prompt)
+    limits = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return search(memory, ops.shape(uniforms)[1], max_lengths, prompt, uniforms, limits)
 
 
 def uniform_numbers(seed, rows, max_length, num_samples=1, first_row=0):
@@ -253,176 +248,6 @@ def _normalizer(logits):
     return greatest + ops.log(ops.sum(ops.exp(logits - greatest[:, None]), axis=-1))
 
 
-def _roll_out(model, memory, max_length, max_lengths, length_penalty, num_samples, choose, repetition, uniforms=None):
-    """One token a hypothesis and step, as `choose(logits [N, V], uniforms [N]) -> [N]` says."""
-    rooms = _rooms(model, max_length)
-    tokens, state = model.initial_state(memory, rooms[0], num_samples)
-    count = ops.shape(tokens)[0]  # N
-    rows = count // num_samples  # B
-    limits = _limits(model, memory, max_lengths, max_length, rows)  # [B]
-    limits = ops.reshape(ops.repeat(limits, num_samples, axis=0), (count,))  # [N]
-    attention = _attention_buffer(model, rooms, tokens, memory, state, count)
-    has_attention = len(attention.shape) == 3
-    given = {"memory": memory, "rows": {}, "hypotheses": {"limits": limits}}
-    given["hypotheses"] |= {} if uniforms is None else {"uniforms": uniforms}
-
-    def any_of_row(running):
-        return ops.any(ops.reshape(running, (-1, num_samples)), axis=1)
-
-    def advance(given, position, rows, hypotheses, written):
-        logits, state, weights = model.step(hypotheses["tokens"], position, given["memory"], hypotheses["state"])
-        logits = ops.cast(logits, "float32")
-        allowed = repetition(logits, hypotheses["history"], position)
-        drawn = None if uniforms is None else ops.take(given["hypotheses"]["uniforms"], position, axis=1)
-        tokens = choose(allowed, drawn)
-        gained = ops.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - _normalizer(logits)
-        running = hypotheses["running"]
-        goes_on = ops.logical_and(running, tokens != END)
-        written = {**written, "ids": _write(written["ids"], position, ops.where(goes_on, tokens, PAD))}
-        if has_attention:
-            weights = ops.where(goes_on[:, None], _widened(weights, written["attention"]), 0.0)
-            written["attention"] = _write(written["attention"], position, weights)
-        hypotheses = {
-            "state": state,
-            "tokens": tokens,
-            "history": repetition.write(hypotheses["history"], position, tokens),
-            "running": ops.logical_and(goes_on, position + 1 < given["hypotheses"]["limits"]),
-            "total": ops.where(running, hypotheses["total"] + gained, hypotheses["total"]),
-            "lengths": hypotheses["lengths"] + ops.cast(goes_on, "int32"),
-            "steps": hypotheses["steps"] + ops.cast(running, "int32"),
-        }
-        return position + 1, {"running": any_of_row(hypotheses["running"])}, hypotheses, written
-
-    hypotheses = {
-        "state": state,
-        "tokens": tokens,
-        "history": repetition.start(count, max_length),
-        "running": limits > 0,
-        "total": ops.zeros((count,), dtype="float32"),
-        "lengths": ops.zeros((count,), dtype="int32"),
-        "steps": ops.zeros((count,), dtype="int32"),
-    }
-    written = {"ids": ops.full((max_length, count), PAD, dtype="int32")}
-    written |= {"attention": attention} if has_attention else {}
-    running = {"running": any_of_row(limits > 0)}
-    start = ops.zeros((), dtype="int32")
-    _, _, hypotheses, written = _loop(model, rooms, num_samples, advance, given, start, running, hypotheses, written)
-
-    total, lengths, steps = (ops.reshape(hypotheses[x], (rows, num_samples)) for x in ("total", "lengths", "steps"))
-    ids = ops.reshape(ops.transpose(written["ids"]), (rows, num_samples, max_length))
-    if has_attention:
-        attention = ops.transpose(written["attention"], (1, 0, 2))  # [T, N, S] -> [N, T, S]
-        attention = ops.reshape(attention, (rows, num_samples, max_length, ops.shape(attention)[2]))
-    else:
-        attention = None
-    return Hypotheses(ids, lengths, total, _score(total, steps, length_penalty), attention)
-
-
-def _rooms(model, max_length):
-    """Lengths of the buffers that a search goes through: what is not written yet need not be read and reordered."""
-    if not (is_compiled() and hasattr(model, "grow")):
-        return (max_length,)
-    return (max_length + 1) // 2, max_length
-
-
-def _few(model, count):
-    """How many of B rows go on alone when the others have stopped; 0 where all are computed to the end.
-
-    They do so where B is not known, in a graph of TensorFlow, and within `compiled`. Elsewhere a search may be eager,
-    and would compile its steps once more.
-    """
-    known = isinstance(count, int)
-    if getattr(model, "take_rows", None) is None or known and not is_compiled():
-        return 0
-    if known:
-        return count // SHARE if count >= 2 * SHARE else 0
-    return ops.where(count >= 2 * SHARE, count // SHARE, 0)
-
-
-def _loop(model, rooms, width, advance, given, position, rows, hypotheses, written):
-    """The loop of a search, in which `advance(given, position, rows, hypotheses, written)` gives the last four anew.
-
-    There is one for each room. When a few rows still run (see `_few`), they go on in one of their own.
-
-    Args:
-        rooms: see `_rooms`.
-        width: W, hypotheses a row.
-        given: what no step changes: {"memory": what `encode` returned, "rows": a tree of [B, ...], "hypotheses": a tree
-            of [N, ...]}.
-        rows: a tree of [B, ...], with "running" [B], whether a row has more to write.
-        hypotheses: a tree of [N, ...], with the model's "state".
-        written: a tree of [T, N, ...].
-
-    Returns:
-        The position where the last row stopped, rows, hypotheses without "state", and written.
-    """
-    few = _few(model, ops.shape(rows["running"])[0])
-    variables = position, rows, hypotheses, written
-    for number, room in enumerate(rooms):
-        position, rows, hypotheses, written = variables
-        if number:
-            hypotheses = {**hypotheses, "state": model.grow(hypotheses["state"], room)}
-        variables = _until(few, room, advance, given, position, rows, hypotheses, written)
-    position, *trees = variables
-    if isinstance(few, int) and few == 0:
-        return position, *_without_state(trees)
-
-    size = few if isinstance(few, int) else ops.maximum(few, 1)  # of none that runs, one, with which no step is taken
-    order = ops.argsort(ops.where(trees[0]["running"], 0, 1))
-    taken = ops.cast(order[:size], "int32")
-    axes = (1, 0), (width, 0), (width, 1)  # of each tree: how many stand for a row, along which axis
-    given = {
-        "memory": model.take_rows(given["memory"], taken),
-        "rows": _taken(given["rows"], taken, 1, 0),
-        "hypotheses": _taken(given["hypotheses"], taken, width, 0),
-    }
-    few_trees = [_taken(tree, taken, *axis) for tree, axis in zip(trees, axes, strict=True)]
-    position, *few_trees = _until(0, rooms[-1], advance, given, position, *few_trees)
-    places = ops.cast(ops.argsort(order), "int32")  # of all rows among those that were taken, less than `size` if there
-    trees = [
-        _put_back(new, old, places, size, *axis)
-        for new, old, axis in zip(_without_state(few_trees), _without_state(trees), axes, strict=True)
-    ]
-    return position, *trees
-
-
-def _until(few, room, advance, given, *variables):
-    """Steps until so few rows run, or the room is full."""
-    return ops.while_loop(
-        lambda position, rows, *_: ops.logical_and(position < room, ops.sum(ops.cast(rows["running"], "int32")) > few),
-        lambda *variables: advance(given, *variables),
-        variables,
-    )
-
-
-def _without_state(trees):
-    rows, hypotheses, written = trees
-    return rows, {name: part for name, part in hypotheses.items() if name != "state"}, written
-
-
-def _of_rows(rows, width):
-    """The numbers of the hypotheses of rows [R], W each: [R * W]."""
-    return ops.reshape(rows[:, None] * width + ops.arange(width, dtype="int32"), (-1,))
-
-
-def _taken(tree, rows, width, axis):
-    """What belongs to some rows [R] of a tree with W entries a row along an axis."""
-    entries = _of_rows(rows, width)
-    return keras.tree.map_structure(lambda leaf: ops.take(leaf, entries, axis=axis), tree)
-
-
-def _put_back(new, old, places, size, width, axis):
-    """The tree `old` with the rows of `new`, which are at `places` [B] of it where that is less than `size`."""
-    places = _of_rows(places, width)
-    inside, places = places < size * width, ops.minimum(places, size * width - 1)
-
-    def put(new, old):
-        shown = ops.reshape(inside, (1,) * axis + (-1,) + (1,) * (len(old.shape) - axis - 1))
-        return ops.where(shown, ops.take(new, places, axis=axis), old)
-
-    return keras.tree.map_structure(put, new, old)
-
-
 def beam_search(
     model,
     memory,
@@ -455,49 +280,256 @@ def beam_search(
     Returns:
         Hypotheses with R = num_return.
     """
-    if not 1 <= num_return <= beam_width:
-        raise ValueError(
-            f"beam_search expects num_return between 1 and beam_width. Received: num_return={num_return}, "
-            f"beam_width={beam_width}"
-        )
-    if beam_width == 1 and not coverage_penalty:
-        repetition = repetition_penalty, no_repeat_ngram_size, prompt
-        return greedy_search(model, memory, max_length, max_lengths, length_penalty, *repetition)
-    repetition = Repetition(repetition_penalty, no_repeat_ngram_size, prompt)
-    width = beam_width
-    rooms = _rooms(model, max_length)
-    tokens, state = model.initial_state(memory, rooms[0], width)
-    count = ops.shape(tokens)[0]  # N = B*W
-    rows = count // width  # B
-    limits = _limits(model, memory, max_lengths, max_length, rows)  # [B]
-    attention = _attention_buffer(model, rooms, tokens, memory, state, count)
-    has_attention = len(attention.shape) == 3
-    if coverage_penalty and not has_attention:
-        raise ValueError("beam_search needs a model with attention for its coverage_penalty; set it to 0.")
-    source_length = ops.shape(attention)[2] if has_attention else 1
-    covered = source_length if coverage_penalty else 1  # positions whose coverage is kept
+    repetition = Repetition(repetition_penalty, no_repeat_ngram_size)
+    search = search_for(model, beam_width, num_return, length_penalty, coverage_penalty, repetition)
+    return search(memory, max_length, max_lengths, prompt)
 
-    def advance(given, position, beam, hypotheses, written):
-        limits = given["rows"]["limits"]
-        rows = ops.shape(limits)[0]
-        logits, state, weights = model.step(hypotheses["tokens"], position, given["memory"], hypotheses["state"])
-        coverage = beam["coverage"]
-        if has_attention:
-            weights = _widened(weights, written["attention"])
-        if coverage_penalty:
-            coverage = coverage + ops.reshape(weights, (rows, width, source_length))
+
+class Search:
+    """A search that can be told to begin, to go on and to finish. What it goes on with is a tree, its progress:
+
+    position: a scalar, the steps that were taken.
+    widening: by how much the attention [N, S] of a step is wider for each further step that there is room for.
+    memory: what `encode` returned.
+    limits: what all rows share, such as a temperature.
+    rows: a tree of [B, ...], with "running" [B], whether a row has more to write, and its "longest" answer [B].
+    hypotheses: a tree of [N, ...], N = B*W, with the model's "state".
+    written: a tree of [T, N, ...], T steps that there is room for.
+
+    Args:
+        model: anything with `initial_state` and `step`.
+        width: W, hypotheses a row.
+        length_penalty: alpha of the score.
+        repetition: a `Repetition`.
+
+    A subclass says what is there at `first`, what changes when a step `advance`s, how to `finish`, and of which parts
+    of rows and hypotheses that `makes` the result.
+    """
+
+    def __init__(self, model, width, length_penalty, repetition):
+        self.model = model
+        self.width = width
+        self.length_penalty = length_penalty
+        self.repetition = repetition
+
+    def __call__(self, memory, max_length, max_lengths=None, prompt=None, uniforms=None, limits=None):
+        """Hypotheses for a memory, as the functions of this module say."""
+        if max_lengths is None:
+            max_lengths = max_length
+        else:
+            max_lengths = ops.minimum(ops.cast(ops.convert_to_tensor(max_lengths), "int32"), max_length)
+        grows = is_compiled() and hasattr(self.model, "grow")
+        room = (max_length + 1) // 2 if grows else max_length
+        progress = self.go_on(self.begin(memory, room, max_lengths, prompt, uniforms, limits))
+        if grows:
+            progress = self.go_on(self.grow(progress, max_length))
+        return self.finish(progress)
+
+    def begin(self, memory, room, max_lengths, prompt=None, uniforms=None, limits=None):
+        """The progress before the first step.
+
+        Args:
+            memory: what `encode` returned.
+            room: T, steps that the buffers have room for; an answer may be longer, once they have grown.
+            max_lengths: steps at most, an integer or one for each row [B].
+            prompt: [B, P] ids that a `Repetition` counts, too, or None.
+            uniforms: random numbers [N, all steps] to draw with, or None.
+            limits: a dict of what else `draw` takes.
+        """
+        tokens, state = self.model.initial_state(memory, room, self.width)
+        count = ops.shape(tokens)[0]  # N
+        longest = self._longest(memory, max_lengths, count // self.width)
+        attention, widening = self._attention(tokens, memory, state, room)
+        hypotheses = {"state": state, "tokens": tokens, "history": self.repetition.start(count, room, prompt)}
+        hypotheses |= {} if uniforms is None else {"uniforms": uniforms}
+        rows, more_of_hypotheses, written = self.first(room, longest, attention)
+        return {
+            "position": ops.zeros((), dtype="int32"),
+            "widening": ops.cast(widening, "int32"),
+            "memory": memory,
+            "limits": limits or {},
+            "rows": {"running": longest > 0, "longest": longest, **rows},
+            "hypotheses": {**hypotheses, **more_of_hypotheses},
+            "written": {**written, **({} if attention is None else {"attention": attention})},
+        }
+
+    def go_on(self, progress, few=0):
+        """The progress after so many steps that no more than a few rows run, or that the buffers are full."""
+        room = room_of(progress)
+        names = "position", "rows", "hypotheses", "written"
+
+        def goes_on(position, rows, *_):
+            running = ops.sum(ops.cast(rows["running"], "int32"))
+            return ops.logical_and(position < room, running > few)
+
+        def advance(position, *trees):
+            return position + 1, *self.advance(progress["memory"], progress["limits"], position, *trees)
+
+        changed = ops.while_loop(goes_on, advance, tuple(progress[name] for name in names))
+        return {**progress, **dict(zip(names, changed, strict=True))}
+
+    def grow(self, progress, room):
+        """The progress with room for `room` steps, at least as many as it has now."""
+        more = room - room_of(progress)
+        wider = more * progress["widening"]
+        rows, hypotheses = progress["rows"], dict(progress["hypotheses"])
+        hypotheses["history"] = self.repetition.grow(hypotheses["history"], room)
+        if hasattr(self.model, "grow"):
+            hypotheses["state"] = self.model.grow(hypotheses["state"], room)
+        if "coverage" in rows:
+            rows = {**rows, "coverage": ops.pad(rows["coverage"], [(0, 0), (0, 0), (0, wider)])}
+        return {**progress, "rows": rows, "hypotheses": hypotheses, "written": grow(progress["written"], more, wider)}
+
+    def _longest(self, memory, max_lengths, rows):
+        """Steps at most for each row, [B] int32, never more than the model's context holds."""
+        longest = ops.zeros((rows,), dtype="int32") + max_lengths
+        room = self.model.room(memory) if hasattr(self.model, "room") else None
+        longest = longest if room is None else ops.minimum(longest, ops.cast(room, "int32"))
+        return ops.maximum(longest, 0)
+
+    def _attention(self, tokens, memory, state, room):
+        """Zeros [T, N, S] for the weights of T steps, None for a model that has none, and their `widening`."""
+        first = ops.zeros((), dtype="int32")
+        weights = self.model.step(tokens, first, memory, state)[2]
+        if weights is None:
+            return None, 0
+        count, width = ops.shape(weights)
+        widening = 0
+        if is_compiled() and hasattr(self.model, "grow"):
+            weights = self.model.step(tokens, first, memory, self.model.grow(state, room + 1))[2]
+            widening = ops.shape(weights)[1] - width
+        return ops.zeros((room, count, width)), widening
+
+
+def room_of(progress):
+    """T, the steps that the buffers of a progress have room for."""
+    return ops.shape(keras.tree.flatten(progress["written"])[0])[0]
+
+
+def grow(written, more, wider):
+    """A tree [T, N, ...] with room for more steps, and for attention that is wider."""
+
+    def longer(name, part):
+        after = [(0, more)] + [(0, 0)] * (len(part.shape) - 1)
+        if name == "attention":
+            after[2] = (0, wider)
+        return ops.pad(part, after)  # PAD is 0
+
+    return {name: longer(name, part) for name, part in written.items()}
+
+
+class RollOut(Search):
+    """One token a hypothesis and step: the most probable one, or where there are random numbers one that is drawn."""
+
+    makes = {"rows": (), "hypotheses": ("total", "lengths", "steps")}
+
+    def first(self, room, longest, attention):
+        count = ops.shape(longest)[0] * self.width
+        zeros = {"total": "float32", "lengths": "int32", "steps": "int32"}
+        hypotheses = {name: ops.zeros((count,), dtype=dtype) for name, dtype in zeros.items()}
+        hypotheses["running"] = _of_rows(longest, self.width) > 0
+        return {}, hypotheses, {"ids": ops.full((room, count), PAD, dtype="int32")}
+
+    def advance(self, memory, limits, position, rows, hypotheses, written):
+        logits, state, weights = self.model.step(hypotheses["tokens"], position, memory, hypotheses["state"])
+        logits = ops.cast(logits, "float32")
+        tokens = self._choose(self.repetition(logits, hypotheses["history"], position), hypotheses, position, limits)
+        gained = ops.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - _normalizer(logits)
+        running = hypotheses["running"]
+        goes_on = ops.logical_and(running, tokens != END)
+        written = {**written, "ids": _write(written["ids"], position, ops.where(goes_on, tokens, PAD))}
+        if "attention" in written:
+            weights = ops.where(goes_on[:, None], ops.cast(weights, "float32"), 0.0)
+            written["attention"] = _write(written["attention"], position, weights)
+        hypotheses = {
+            **hypotheses,
+            "state": state,
+            "tokens": tokens,
+            "history": self.repetition.write(hypotheses["history"], position, tokens),
+            "running": ops.logical_and(goes_on, position + 1 < _of_rows(rows["longest"], self.width)),
+            "total": ops.where(running, hypotheses["total"] + gained, hypotheses["total"]),
+            "lengths": hypotheses["lengths"] + ops.cast(goes_on, "int32"),
+            "steps": hypotheses["steps"] + ops.cast(running, "int32"),
+        }
+        running = ops.any(ops.reshape(hypotheses["running"], (-1, self.width)), axis=1)
+        return {**rows, "running": running}, hypotheses, written
+
+    def _choose(self, logits, hypotheses, position, limits):
+        if "uniforms" not in hypotheses:
+            return _most_probable(logits)
+        return draw(logits, ops.take(hypotheses["uniforms"], position, axis=1), **limits)
+
+    def finish(self, progress):
+        """Hypotheses with R = W."""
+        made = progress["hypotheses"]
+        by_row = {name: ops.reshape(made[name], (-1, self.width)) for name in self.makes["hypotheses"]}
+        rows = ops.shape(by_row["total"])[0]
+        ids = progress["written"]["ids"]
+        ids = ops.reshape(ops.transpose(ids), (rows, self.width, ops.shape(ids)[0]))
+        attention = progress["written"].get("attention")
+        if attention is not None:  # [T, N, S] -> [B, W, T, S]
+            steps, _, length = ops.shape(attention)
+            attention = ops.reshape(ops.transpose(attention, (1, 0, 2)), (rows, self.width, steps, length))
+        scores = _score(by_row["total"], by_row["steps"], self.length_penalty)
+        return Hypotheses(ids, by_row["lengths"], by_row["total"], scores, attention)
+
+
+class BeamSearch(Search):
+    """The W most probable hypotheses of a row, of which the R best are kept, see `beam_search`."""
+
+    makes = {"rows": ("finished",), "hypotheses": ()}
+
+    def __init__(self, model, width, num_return, length_penalty, coverage_penalty, repetition):
+        super().__init__(model, width, length_penalty, repetition)
+        self.num_return = num_return
+        self.coverage_penalty = coverage_penalty
+
+    def first(self, room, longest, attention):
+        rows, width = ops.shape(longest)[0], self.width
+        if self.coverage_penalty and attention is None:
+            raise ValueError("beam_search needs a model with attention for its coverage_penalty; set it to 0.")
+        finished = {
+            "scores": ops.full((rows, width), NEVER, dtype="float32"),
+            "log_probabilities": ops.full((rows, width), NEVER, dtype="float32"),
+            "steps": ops.full((rows, width), -1, dtype="int32"),  # when it finished
+            "tokens": ops.full((rows, width), PAD, dtype="int32"),  # with which token
+            "parents": ops.zeros((rows, width), dtype="int32"),  # from which hypothesis
+            "count": ops.zeros((rows,), dtype="int32"),
+        }
+        beam = {
+            # All W hypotheses of a row start alike; only the first one counts. [B, W]
+            "log_probabilities": ops.zeros((rows, 1)) + ops.where(ops.arange(width) == 0, 0.0, NEVER)[None, :],
+            "finished": finished,
+        }
+        if self.coverage_penalty:
+            beam["coverage"] = ops.zeros((rows, width, ops.shape(attention)[2]))
+        written = {
+            "tokens": ops.full((room, rows * width), PAD, dtype="int32"),
+            "parents": ops.zeros((room, rows * width), dtype="int32"),
+        }
+        return beam, {}, written
+
+    def advance(self, memory, limits, position, beam, hypotheses, written):
+        width, rows = self.width, ops.shape(beam["longest"])[0]
+        logits, state, weights = self.model.step(hypotheses["tokens"], position, memory, hypotheses["state"])
+        if "attention" in written:
+            weights = ops.cast(weights, "float32")
+            written = {**written, "attention": _write(written["attention"], position, weights)}
+        coverage = None
+        if self.coverage_penalty:
+            coverage = beam["coverage"] + ops.reshape(weights, (rows, width, ops.shape(weights)[1]))
         logits = ops.cast(logits, "float32")
         gained = beam["log_probabilities"] - ops.reshape(_normalizer(logits), (rows, width))
-        logits = repetition(logits, hypotheses["history"], position)
+        logits = self.repetition(logits, hypotheses["history"], position)
         values, tokens, parents = _candidates(logits, gained, rows, width)  # [B, 2W]
 
-        last = position + 1 >= limits  # [B]
+        last = position + 1 >= beam["longest"]  # [B]
         ends = tokens == END
         done = ops.logical_and(ops.logical_or(ends, last[:, None]), values > POSSIBLE)[:, :width]
         done = ops.logical_and(done, beam["running"][:, None])
         finished = _finish(
             beam["finished"], done, position, values[:, :width], tokens[:, :width], parents[:, :width],
-            coverage if coverage_penalty else None, length_penalty, coverage_penalty,
+            coverage, self.length_penalty, self.coverage_penalty,
         )  # fmt: skip
 
         # The beam goes on with the W best candidates that are not END, in their order.
@@ -509,53 +541,91 @@ def beam_search(
         stopped = ops.logical_or(last, finished["count"] >= width)
         stopped = ops.logical_or(stopped, ops.all(values < POSSIBLE, axis=1))
         beam = {
+            **beam,
             "running": ops.logical_and(beam["running"], ops.logical_not(stopped)),
             "log_probabilities": values,
-            "coverage": ops.take_along_axis(coverage, parents[:, :, None], axis=1) if coverage_penalty else coverage,
             "finished": finished,
         }
+        if self.coverage_penalty:
+            beam["coverage"] = ops.take_along_axis(coverage, parents[:, :, None], axis=1)
         flat_parents = ops.reshape(ops.arange(rows)[:, None] * width + parents, (rows * width,))
         tokens, parents = (ops.reshape(x, (rows * width,)) for x in (tokens, parents))
         written = {
+            **written,
             "tokens": _write(written["tokens"], position, tokens),
             "parents": _write(written["parents"], position, parents),
-            **({"attention": _write(written["attention"], position, weights)} if has_attention else {}),
         }
-        before = hypotheses["history"]
-        before = ops.take(before, flat_parents, axis=0) if repetition.active else before
-        hypotheses = {
-            "state": keras.tree.map_structure(lambda leaf: _reordered(leaf, flat_parents), state),
-            "tokens": tokens,
-            "history": repetition.write(before, position, tokens),
-        }
-        return position + 1, beam, hypotheses, written
+        state, history = keras.tree.map_structure(
+            lambda leaf: _reordered(leaf, flat_parents), (state, hypotheses["history"])
+        )
+        history = self.repetition.write(history, position, tokens)
+        return beam, {**hypotheses, "state": state, "tokens": tokens, "history": history}, written
 
-    finished = {
-        "scores": ops.full((rows, width), NEVER, dtype="float32"),
-        "log_probabilities": ops.full((rows, width), NEVER, dtype="float32"),
-        "steps": ops.full((rows, width), -1, dtype="int32"),  # when it finished
-        "tokens": ops.full((rows, width), PAD, dtype="int32"),  # with which token
-        "parents": ops.zeros((rows, width), dtype="int32"),  # from which hypothesis
-        "count": ops.zeros((rows,), dtype="int32"),
-    }
-    beam = {
-        "running": limits > 0,
-        # All W hypotheses of a row start alike; only the first one counts. [B, W]
-        "log_probabilities": ops.zeros((rows, 1)) + ops.where(ops.arange(width) == 0, 0.0, NEVER)[None, :],
-        "coverage": ops.zeros((rows, width, covered)),
-        "finished": finished,
-    }
-    hypotheses = {"state": state, "tokens": tokens, "history": repetition.start(count, max_length)}
-    written = {
-        "tokens": ops.full((max_length, count), PAD, dtype="int32"),
-        "parents": ops.zeros((max_length, count), dtype="int32"),
-        **({"attention": attention} if has_attention else {}),
-    }
-    given = {"memory": memory, "rows": {"limits": limits}, "hypotheses": {}}
-    start = ops.zeros((), dtype="int32")
-    steps, beam, _, written = _loop(model, rooms, width, advance, given, start, beam, hypotheses, written)
-    best = {name: part[:, :num_return] for name, part in beam["finished"].items() if name != "count"}
-    return _follow(best, written, steps, max_length, rows, width, num_return, source_length)
+    def finish(self, progress):
+        """Hypotheses: the finished ones read back from their last step to the first, along the parents."""
+        written, steps = progress["written"], progress["position"]
+        best = {n: part[:, : self.num_return] for n, part in progress["rows"]["finished"].items() if n != "count"}
+        rows, found = ops.shape(best["steps"])
+        width, room = self.width, room_of(progress)
+        has_attention = "attention" in written
+
+        def back(position, cursor, ids, attention):
+            position = position - 1
+            tokens, parents = (
+                ops.reshape(ops.take(written[name], position, axis=0), (rows, width)) for name in ("tokens", "parents")
+            )
+            is_last = best["steps"] == position  # [B, R]
+            inside = position < best["steps"]
+            ended = ops.logical_and(is_last, best["tokens"] == END)
+            at_cursor = ops.take_along_axis(tokens, cursor, axis=1)
+            token = ops.where(inside, at_cursor, ops.where(is_last, best["tokens"], PAD))
+            ids = _write(ids, position, ops.where(ended, PAD, token))
+            parent = ops.take_along_axis(parents, cursor, axis=1)
+            cursor = ops.where(inside, parent, ops.where(is_last, best["parents"], cursor))
+            if has_attention:
+                # The hypothesis that chose this token stands at its parent.
+                chosen = ops.arange(rows)[:, None] * width + cursor
+                weights = ops.take(ops.take(written["attention"], position, axis=0), chosen, axis=0)
+                shown = ops.logical_and(ops.logical_or(inside, is_last), ops.logical_not(ended))
+                attention = _write(attention, position, ops.where(shown[:, :, None], weights, 0.0))
+            return position, cursor, ids, attention
+
+        length = ops.shape(written["attention"])[2] if has_attention else 1
+        _, _, ids, attention = ops.while_loop(
+            lambda position, *_: position > 0,
+            back,
+            (
+                steps,
+                ops.zeros((rows, found), dtype="int32"),
+                ops.full((room, rows, found), PAD, dtype="int32"),
+                ops.zeros((room, rows, found, length)),
+            ),
+        )
+        lengths = ops.where(best["steps"] >= 0, best["steps"] + ops.where(best["tokens"] == END, 0, 1), 0)
+        return Hypotheses(
+            ops.transpose(ids, (1, 2, 0)),
+            lengths,
+            best["log_probabilities"],
+            best["scores"],
+            ops.transpose(attention, (1, 2, 0, 3)) if has_attention else None,
+        )
+
+
+def search_for(model, beam_width, num_return, length_penalty, coverage_penalty, repetition):
+    """The search of a beam, which is a greedy one where it keeps one hypothesis."""
+    if not 1 <= num_return <= beam_width:
+        raise ValueError(
+            f"beam_search expects num_return between 1 and beam_width. Received: num_return={num_return}, "
+            f"beam_width={beam_width}"
+        )
+    if beam_width == 1 and not coverage_penalty:
+        return RollOut(model, 1, length_penalty, repetition)
+    return BeamSearch(model, beam_width, num_return, length_penalty, coverage_penalty, repetition)
+
+
+def _of_rows(x, width):
+    """What each of W hypotheses has of its row: x [B] as [N]."""
+    return x if width == 1 else ops.reshape(ops.repeat(x, width, axis=0), (ops.shape(x)[0] * width,))
 
 
 def _candidates(logits, gained, rows, width):
@@ -614,86 +684,11 @@ def _finish(finished, done, position, values, tokens, parents, coverage, length_
     return {**merged, "count": finished["count"] + ops.sum(ops.cast(done, "int32"), axis=1)}
 
 
-def _follow(best, written, steps, max_length, rows, width, num_return, source_length):
-    """Reads the finished hypotheses back from their last step to the first, along the parents."""
-    has_attention = "attention" in written
-
-    def back(position, cursor, ids, attention):
-        position = position - 1
-        tokens, parents = (
-            ops.reshape(ops.take(written[name], position, axis=0), (rows, width)) for name in ("tokens", "parents")
-        )
-        is_last = best["steps"] == position  # [B, R]
-        inside = position < best["steps"]
-        ended = ops.logical_and(is_last, best["tokens"] == END)
-        at_cursor = ops.take_along_axis(tokens, cursor, axis=1)
-        token = ops.where(inside, at_cursor, ops.where(is_last, best["tokens"], PAD))
-        ids = _write(ids, position, ops.where(ended, PAD, token))
-        parent = ops.take_along_axis(parents, cursor, axis=1)
-        cursor = ops.where(inside, parent, ops.where(is_last, best["parents"], cursor))
-        if has_attention:
-            # The hypothesis that chose this token stands at its parent.
-            chosen = ops.arange(rows)[:, None] * width + cursor
-            weights = ops.take(ops.take(written["attention"], position, axis=0), chosen, axis=0)
-            shown = ops.logical_and(ops.logical_or(inside, is_last), ops.logical_not(ended))
-            attention = _write(attention, position, ops.where(shown[:, :, None], weights, 0.0))
-        return position, cursor, ids, attention
-
-    attention = ops.zeros((max_length, rows, num_return, source_length if has_attention else 1))
-    _, _, ids, attention = ops.while_loop(
-        lambda position, *_: position > 0,
-        back,
-        (
-            steps,
-            ops.zeros((rows, num_return), dtype="int32"),
-            ops.full((max_length, rows, num_return), PAD, dtype="int32"),
-            attention,
-        ),
-    )
-    lengths = ops.where(best["steps"] >= 0, best["steps"] + ops.where(best["tokens"] == END, 0, 1), 0)
-    return Hypotheses(
-        ops.transpose(ids, (1, 2, 0)),
-        lengths,
-        best["log_probabilities"],
-        best["scores"],
-        ops.transpose(attention, (1, 2, 0, 3)) if has_attention else None,
-    )
-
-
 def _score(log_probabilities, steps, length_penalty):
     """log-probability / length**alpha, the length in steps, so that END counts, and at least 1."""
     return log_probabilities / ops.cast(ops.maximum(steps, 1), "float32") ** length_penalty
 
 
-def _limits(model, memory, max_lengths, max_length, rows):
-    """Steps at most for each row, [B] int32, never more than the buffers and the model's context hold."""
-    limits = ops.zeros((rows,), dtype="int32") + max_length
-    room = model.room(memory) if hasattr(model, "room") else None
-    for other in (max_lengths, room):
-        if other is not None:
-            limits = ops.minimum(ops.cast(ops.convert_to_tensor(other), "int32"), limits)
-    return ops.maximum(limits, 0)
-
-
 def _write(buffer, position, values):
     """buffer [T, ...] with row `position` set to values [...]."""
     return ops.scatter_update(buffer, ops.reshape(position, (1, 1)), values[None])
-
-
-def _attention_buffer(model, rooms, tokens, memory, state, count):
-    """Zeros [T, N, S] for the weights of every step, S that of the last room; [T, 1] for a model that has none."""
-    max_length = rooms[-1]
-    state = model.grow(state, max_length) if len(rooms) > 1 else state
-    weights = model.step(tokens, ops.zeros((), dtype="int32"), memory, state)[2]
-    if weights is None:
-        return ops.zeros((max_length, 1))
-    return ops.zeros((max_length, count, ops.shape(weights)[1]))
-
-
-def _widened(weights, buffer):
-    """Weights [N, S] in float32, zeros behind them up to the buffer's S: a room's positions may be among them."""
-    weights = ops.cast(weights, "float32")
-    widths = weights.shape[1], buffer.shape[2]
-    if not is_compiled() or None not in widths and widths[0] == widths[1]:
-        return weights
-    return ops.pad(weights, [(0, 0), (0, ops.shape(buffer)[2] - ops.shape(weights)[1])])

@@ -80,6 +80,14 @@ class Ensemble(TokenModel):
         """The part of a memory that belongs to some rows, their numbers [R]."""
         return [model.take_rows(own, rows) for model, own in zip(self.models, memory, strict=True)]
 
+    def without_output(self, memory):
+        """The models' memories without their matrices."""
+        return [model.without_output(own) for model, own in zip(self.models, memory, strict=True)]
+
+    def with_output(self, memory):
+        """What `without_output` made, with the matrices again."""
+        return [model.with_output(own) for model, own in zip(self.models, memory, strict=True)]
+
     def initial_state(self, memory, max_length, beam_width=1):
         """The first tokens [N] and a list of each model's state."""
         begun = [

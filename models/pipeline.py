@@ -11,12 +11,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_attention.cache import compiled
-
-from .decoding import beam_search, check_sampling, sample, uniform_numbers
+from .decoding import RollOut, check_sampling, search_for, uniform_numbers
 from .files import atomic_write, load_weights, save_weights
 from .inputs import inputs_for
 from .repetition import Repetition
+from .stages import Stages, power_of_two
 from .tokenizers import UNFINISHED, load_tokenizer, save_tokenizer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -289,34 +288,11 @@ class Pipeline:
         """
         import tensorflow as tf
 
-        options = self.options
-
-        def decode(x, limits, buffer, drawn):
-            given = {"max_lengths": limits, "length_penalty": options.length_penalty}
-            given |= {name: getattr(options, name) for name in ("repetition_penalty", "no_repeat_ngram_size")}
-            given["prompt"] = x["source"] if self.continues else None
-            with weights():
-                memory = self.model.encode(x)
-                if sampling:
-                    return sample(self.model, memory, buffer, num_samples=num_return, **drawn, **given)
-                return beam_search(
-                    self.model,
-                    memory,
-                    max_length=tf.shape(buffer)[1],
-                    beam_width=beam_width,
-                    num_return=num_return,
-                    coverage_penalty=options.coverage_penalty,
-                    **given,
-                )
-
-        def decode_faster(*inputs):
-            with compiled():
-                return decode(*inputs)
-
         settings = sampling_signature() if sampling else {}
-        given = [self.inputs.source(), tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, None], tf.float32)]
-        given.append({name: settings[name] for name in ("temperature", "top_k", "top_p") if sampling})
-        decode_compiled = tf.function(decode_faster, given, autograph=False, jit_compile=True)
+        limits = {name: settings[name] for name in ("temperature", "top_k", "top_p") if sampling}
+        drawn = {"uniforms": tf.TensorSpec([None, None], tf.float32), "limits": limits} if sampling else {}
+        search = self._search(beam_width, num_return, sampling)
+        decode = Stages(search, self.inputs.source(), drawn, self.continues, weights, jit_compile)
 
         def answer(max_length, rows=None, seed=None, temperature=None, top_k=None, top_p=None, **inputs):
             drawn = _checked(temperature, top_k, top_p, max_length) if sampling else {}
@@ -324,14 +300,15 @@ class Pipeline:
                 x, lengths = self.read(**inputs)
             limits = self.limits(lengths, max_length)
 
-            def buffer(rows, steps):
-                """[N, T] random numbers, or [1, T] that only say how many steps there are."""
-                return uniform_numbers(seed, rows, steps, num_return) if sampling else tf.zeros([1, steps])
+            def decoded(x, limits, rows, steps):
+                if not sampling:
+                    return decode(x, limits, {})
+                return decode(x, limits, {"uniforms": uniform_numbers(seed, rows, steps, num_return), "limits": drawn})
 
             if jit_compile:
-                hypotheses = self._decode_in_buckets(decode_compiled, x, limits, rows, buffer, drawn)
+                hypotheses = self._decoded_in_buckets(decoded, x, limits, rows)
             else:
-                hypotheses = decode(x, limits, buffer(rows, tf.maximum(tf.reduce_max(limits), 1)), drawn)
+                hypotheses = decoded(x, limits, rows, tf.maximum(tf.reduce_max(limits), 1))
             return self.write(x, lengths, hypotheses)
 
         signature = {**self.signature(), "max_length": tf.TensorSpec([], tf.int32, "max_length"), **settings}
@@ -379,17 +356,25 @@ class Pipeline:
         limits = tf.minimum(tf.cast(limits, tf.int32) + self.options.length_offset, max_length)
         return tf.where(lengths > 0, limits, 0)
 
-    def _decode_in_buckets(self, compiled, x, limits, rows, buffer, drawn):
-        """Pads batch, source and buffers to a few sizes, so that few programs are compiled, and cuts the results."""
+    def _search(self, beam_width, num_return, sampling):
+        options = self.options
+        repetition = Repetition(options.repetition_penalty, options.no_repeat_ngram_size)
+        if sampling:
+            return RollOut(self.model, num_return, options.length_penalty, repetition)
+        penalties = options.length_penalty, options.coverage_penalty
+        return search_for(self.model, beam_width, num_return, *penalties, repetition)
+
+    def _decoded_in_buckets(self, decoded, x, limits, rows):
+        """Pads batch and source to a few sizes, so that few programs are compiled, and cuts the results."""
         import tensorflow as tf
 
         count, length = tf.shape(x["source"])[0], tf.shape(x["source"])[1]
-        more_rows = _power_of_two(count) - count
+        more_rows = power_of_two(count) - count
         more_columns = tf.minimum(_multiple(length), self.options.max_source_length) - length
         x = {name: _padded(part, more_rows, more_columns) for name, part in x.items()}
         rows = None if rows is None else tf.pad(rows, [[0, more_rows]])
         steps = _multiple(tf.maximum(tf.reduce_max(limits), 1))
-        hypotheses = compiled(x, tf.pad(limits, [[0, more_rows]]), buffer(rows, steps), drawn)
+        hypotheses = decoded(x, tf.pad(limits, [[0, more_rows]]), rows, steps)
         hypotheses = hypotheses._replace(
             **{name: part[:count] for name, part in hypotheses._asdict().items() if part is not None}
         )
@@ -651,13 +636,6 @@ def _padded(x, rows, columns):
 
 def _multiple(length):
     return (length + BUCKET - 1) // BUCKET * BUCKET
-
-
-def _power_of_two(rows):
-    import tensorflow as tf
-
-    sizes = tf.constant([2**power for power in range(15)])
-    return tf.maximum(rows, tf.reduce_min(tf.where(sizes >= rows, sizes, sizes[-1])))
 
 
 def _check_vocabulary(model, side, tokenizer):

@@ -34,12 +34,11 @@ def stream(pipeline, ids, max_length, seed, temperature, top_k, top_p):
         room = max_length - len(written) if longest is None else min(max_length - len(written), longest - len(read) + 1)
         size = _multiple(room)
         tokens, memory, state = begin(_row(read), np.int32(size))
-        history = _repetition(pipeline, whole).start(1, size)
-        prompt = _row(whole)
+        history = _repetition(pipeline).start(1, size, _row(whole))
         for position in range(room):
             uniform = uniforms[:, len(written)]
             tokens, state, history = step(
-                tokens, np.int32(position), memory, state, history, prompt, uniform, temperature, top_k, top_p
+                tokens, np.int32(position), memory, state, history, uniform, temperature, top_k, top_p
             )
             token = int(tokens[0])
             if token == END:
@@ -63,10 +62,10 @@ def _traced(pipeline):
         tokens, state = model.initial_state(memory, size)
         return tokens, memory, state
 
-    def step(tokens, position, memory, state, history, prompt, uniform, temperature, top_k, top_p):
+    def step(tokens, position, memory, state, history, uniform, temperature, top_k, top_p):
         logits, state, _ = model.step(tokens, position, memory, state)
         logits = keras.ops.cast(logits, "float32")
-        repetition = _repetition(pipeline, prompt)
+        repetition = _repetition(pipeline)
         tokens = draw(repetition(logits, history, position), uniform, temperature, top_k, top_p)
         return tokens, state, repetition.write(history, position, tokens)
 
@@ -75,10 +74,8 @@ def _traced(pipeline):
     return pipeline._functions["stream"]
 
 
-def _repetition(pipeline, prompt):
-    options = pipeline.options
-    prompt = _row(prompt) if isinstance(prompt, list) else prompt
-    return Repetition(options.repetition_penalty, options.no_repeat_ngram_size, prompt)
+def _repetition(pipeline):
+    return Repetition(pipeline.options.repetition_penalty, pipeline.options.no_repeat_ngram_size)
 
 
 def _row(ids):

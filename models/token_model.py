@@ -80,6 +80,16 @@ class TokenModel(keras.Model):
         own = {name: part for name, part in memory.items() if name != "output"}
         return {**memory, **keras.tree.map_structure(lambda leaf: ops.take(leaf, rows, axis=0), own)}
 
+    def without_output(self, memory):
+        """The memory without the matrix that `with_output` adds again, where it passes from program to program."""
+        if not isinstance(memory, dict) or "output" not in memory:
+            return memory
+        return {name: part for name, part in memory.items() if name != "output"}
+
+    def with_output(self, memory):
+        """What `without_output` made, with the output layer's matrix again."""
+        return {**memory, **self.output_memory()}
+
     @contextlib.contextmanager
     def laid_out(self, matrix):
         """A context in which `output_memory` gives this matrix, as an export holds it, and lays out none."""

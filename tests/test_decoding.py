@@ -445,54 +445,6 @@ def test_a_search_whose_buffers_grow_finds_the_same(steps):
     assert to_numpy(expected[0].lengths).max() == steps
 
 
-class Remembered(Remembering):
-    """What comes next also depends on the row's memory, of which a part may be asked for."""
-
-    def take_rows(self, memory, rows):
-        self.taken = ops.shape(rows)[0]
-        return ops.take(memory, rows, axis=0)
-
-    def step(self, tokens, position, memory, state):
-        logits, state, attention = super().step(tokens, position, memory, state)
-        own = ops.repeat(memory[:, 0], ops.shape(tokens)[0] // ops.shape(memory)[0])
-        return logits + own[:, None] * ops.cos(2 * ops.arange(V, dtype="float32")), state, attention
-
-
-@pytest.mark.parametrize("limits", [[1, 0, 2, 9, 2, 1, 3, 2, 9, 1, 4], [9] * 8, [1] * 9, [0] * 9, [9], [2, 9, 1, 1, 1]])
-@pytest.mark.parametrize("options", [{}, {"coverage_penalty": 0.2, "repetition_penalty": 1.3}])
-def test_a_few_rows_that_go_on_alone_find_the_same(limits, options):
-    rows = len(limits)
-    table = markov(rows=rows, steps=9, seed=1)[0].table
-    table[..., END] -= 9.0  # so that most answers are as long as they may be
-    model, memory = Remembered(table), ops.reshape(ops.arange(rows, dtype="float32") % 5, (-1, 1))
-    limits, numbers = np.array(limits), ops.convert_to_tensor(uniforms(2 * rows, 9))
-    restricted = {"repetition_penalty": options.get("repetition_penalty", 1.0)}
-
-    def decode():
-        beams = beam_search(model, memory, 9, limits, beam_width=3, num_return=2, **options)
-        greedy = greedy_search(model, memory, 9, limits, **restricted)
-        return beams, greedy, sample(model, memory, numbers, limits, num_samples=2, **restricted)
-
-    expected = decode()
-    assert not hasattr(model, "taken")
-
-    def decode_compiled():
-        with compiled():
-            return decode()
-
-    if keras.backend.backend() == "jax" and len(limits) > 10:  # as others would call it
-        import jax
-
-        found = jax.jit(decode_compiled)()
-    else:
-        found = decode_compiled()
-    assert getattr(model, "taken", 0) == (rows // 4 if rows >= 8 else 0)
-    for one, two in zip(found, expected, strict=True):
-        for part, other in zip(one, two, strict=True):
-            np.testing.assert_allclose(to_numpy(part), to_numpy(other), atol=1e-5)
-    np.testing.assert_array_equal(to_numpy(expected[0].lengths)[:, 0], limits)
-
-
 # What must not come again
 
 

@@ -1,0 +1,203 @@
+"""A search in stages, for TensorFlow's graphs: rows that have stopped leave, and buffers grow with what is written.
+
+A stage computes steps until half of its rows have stopped, or its buffers are full. Between two stages the rows that
+still run are taken together, and full buffers become twice as long. Compiled, the beginning with the first stage, every
+other stage and the end are programs of their own: one for each number of rows, a power of two, and each length of the
+buffers, which TensorFlow compiles when it is first needed.
+"""
+
+from contextlib import nullcontext
+
+import keras
+from keras import ops
+
+from keras_attention.cache import compiled
+
+from .decoding import grow, room_of
+
+ROOM = 16  # steps of the first stage, compiled
+LEAST = 8  # so few rows stay together to the end
+TREES = "rows", "hypotheses", "written"
+
+
+class Stages:
+    """A search of decoding.py as a function of x, to be called in a graph of TensorFlow.
+
+    Args:
+        search: a `Search`, whose model has `encode`. Rows leave if the model has `take_rows`, and compiled buffers grow
+            if it has `grow`.
+        source: the specification of x.
+        drawn: that of `uniforms` and `limits`, see `Search.begin`; {} where nothing is drawn.
+        prompted: whether x holds prompts, which the answers continue.
+        weights: makes a context in which the model computes with other weights than its own.
+        jit_compile: compile with XLA; the rows of x must then be a power of two in number.
+    """
+
+    def __init__(self, search, source, drawn, prompted=False, weights=nullcontext, jit_compile=False):
+        import tensorflow as tf
+
+        self.search = search
+        self.prompted = prompted
+        self.weights = weights
+        self.jit_compile = jit_compile
+        self.grows = jit_compile and hasattr(search.model, "grow")
+        self.shrinks = getattr(search.model, "take_rows", None) is not None
+        if jit_compile:
+            options = {"autograph": False, "jit_compile": True}
+            given = [source, tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, 0], tf.float32), drawn]
+            self._begin = tf.function(self._begin, given, **options)
+            leaves = self._begin.get_concrete_function().structured_outputs
+            self._go_on = tf.function(self._go_on, [[tf.TensorSpec(x.shape, x.dtype) for x in leaves]], **options)
+            self._finish = tf.function(self._finish, **options)
+
+    def __call__(self, x, max_lengths, drawn):
+        """Hypotheses of T steps, for which there was room at the end.
+
+        Args:
+            x: what `encode` takes.
+            max_lengths: [B], steps at most.
+            drawn: {"uniforms": [N, steps], "limits": a dict}, or {}.
+        """
+        import tensorflow as tf
+
+        room = ROOM if self.grows else tf.maximum(tf.reduce_max(max_lengths), 1)
+        leaves = self._begin(x, max_lengths, tf.zeros([room, 0]), drawn)
+        result = self._result(self._tree(leaves))
+        variables = leaves, tf.range(tf.shape(max_lengths)[0]), result
+        shapes = tf.nest.map_structure(lambda leaf: leaf.shape, variables)
+
+        def stage(*variables):
+            leaves, order, result = self._shrunk(*variables) if self.shrinks else variables
+            leaves = self._go_on(self._grown(leaves) if self.grows else leaves)
+            return tf.nest.map_structure(tf.ensure_shape, (leaves, order, result), shapes)
+
+        leaves, order, result = tf.while_loop(
+            lambda leaves, *_: tf.reduce_any(self._tree(leaves)["rows"]["running"]), stage, variables, shapes
+        )
+        return self._finish(self._tree(leaves)["position"], self._put_back(leaves, order, result))
+
+    # What is compiled. Between the programs go lists of tensors, the leaves of a progress.
+
+    def _begin(self, x, max_lengths, space, drawn):
+        with self.weights(), self._context():
+            memory = self.search.model.encode(x)
+            prompt = x["source"] if self.prompted else None
+            return self._stage(self.search.begin(memory, ops.shape(space)[0], max_lengths, prompt, **drawn))
+
+    def _go_on(self, leaves):
+        with self.weights(), self._context():
+            progress = self._tree(leaves)
+            if self._has_output:
+                progress["memory"] = self.search.model.with_output(progress["memory"])
+            return self._stage(progress)
+
+    def _finish(self, position, trees):
+        return self.search.finish({"position": position, **trees})
+
+    def _context(self):
+        return compiled() if self.jit_compile else nullcontext()
+
+    def _stage(self, progress):
+        """The leaves behind a stage, but what need not be carried from one to the next."""
+        rows = ops.shape(progress["rows"]["running"])[0]
+        progress = self.search.go_on(progress, ops.where(rows > LEAST, rows // 2, 0) if self.shrinks else 0)
+        memory = progress["memory"]
+        if hasattr(self.search.model, "without_output"):
+            progress = {**progress, "memory": self.search.model.without_output(memory)}
+        self._has_output = progress["memory"] is not memory
+        self._structure = keras.tree.map_structure(lambda leaf: TENSOR if ops.is_tensor(leaf) else leaf, progress)
+        return _leaves(progress)
+
+    def _tree(self, leaves):
+        """The progress that these are the leaves of."""
+        leaves = iter(leaves)
+        found = [next(leaves) if leaf is TENSOR else leaf for leaf in keras.tree.flatten(self._structure)]
+        return keras.tree.pack_sequence_as(self._structure, found)
+
+    # What stands between two of them.
+
+    def _result(self, progress):
+        """What `finish` reads of all rows."""
+        parts = {tree: {name: progress[tree][name] for name in names} for tree, names in self.search.makes.items()}
+        return {**parts, "written": progress["written"]}
+
+    def _grown(self, leaves):
+        """Leaves with buffers that are not full."""
+        progress = self._tree(leaves)
+        room = room_of(progress)
+        return _leaves(self.search.grow(progress, ops.where(progress["position"] < room, room, 2 * room)))
+
+    def _shrunk(self, leaves, order, result):
+        """Of the rows that run alone, where no more than half do; their numbers among all, and the result so far."""
+        import tensorflow as tf
+
+        progress = self._tree(leaves)
+        running = progress["rows"]["running"]
+        count = tf.reduce_sum(tf.cast(running, tf.int32))
+        size = tf.maximum(power_of_two(count) if self.jit_compile else count, LEAST)
+
+        def shrink():
+            taken = tf.argsort(tf.where(running, 0, 1), stable=True)[:size]
+            trees = {name: _taken(progress[name], taken, *self._axis(name)) for name in TREES}
+            memory = self.search.model.take_rows(progress["memory"], taken)
+            left = _leaves({**progress, "memory": memory, **trees})
+            return left, tf.gather(order, taken), self._put_back(leaves, order, result)
+
+        return tf.cond(size < tf.shape(running)[0], shrink, lambda: (leaves, order, result))
+
+    def _put_back(self, leaves, order, result):
+        """The result with what the rows `order` have come to."""
+        import tensorflow as tf
+
+        progress = self._tree(leaves)
+        new = self._result(progress)
+        if not self.shrinks:
+            return new
+        more = room_of(progress) - room_of(result)
+        result = {**result, "written": grow(result["written"], more, more * progress["widening"])}
+        count = tf.shape(order)[0]
+        rows = tf.shape(keras.tree.flatten(result["written"])[0])[1] // self.search.width
+        places = tf.tensor_scatter_nd_update(tf.fill([rows], count), order[:, None], tf.range(count))
+        return {name: _put(new[name], result[name], places, count, *self._axis(name)) for name in TREES}
+
+    def _axis(self, tree):
+        """How many entries of a tree stand for a row, and along which axis."""
+        return {"rows": (1, 0), "hypotheses": (self.search.width, 0), "written": (self.search.width, 1)}[tree]
+
+
+TENSOR = object()  # stands for a tensor in a structure
+
+
+def _leaves(progress):
+    return [leaf for leaf in keras.tree.flatten(progress) if ops.is_tensor(leaf)]
+
+
+def power_of_two(count):
+    """The least power of two that is not below a scalar; from 2^14 on the scalar itself."""
+    import tensorflow as tf
+
+    sizes = tf.constant([2**power for power in range(15)])
+    return tf.maximum(count, tf.reduce_min(tf.where(sizes >= count, sizes, sizes[-1])))
+
+
+def _entries(rows, width):
+    """The numbers of the W entries of each row [R]: [R * W]."""
+    return ops.reshape(rows[:, None] * width + ops.arange(width, dtype="int32"), (-1,))
+
+
+def _taken(tree, rows, width, axis):
+    """What belongs to some rows [R] of a tree with W entries a row along an axis."""
+    entries = _entries(rows, width)
+    return keras.tree.map_structure(lambda leaf: ops.take(leaf, entries, axis=axis), tree)
+
+
+def _put(new, old, places, count, width, axis):
+    """The tree `old` with the `count` rows of `new`, which stand at `places` [B] of it where that is less."""
+    entries = _entries(places, width)
+    inside, entries = entries < count * width, ops.minimum(entries, count * width - 1)
+
+    def put(new, old):
+        shown = ops.reshape(inside, (1,) * axis + (-1,) + (1,) * (len(old.shape) - axis - 1))
+        return ops.where(shown, ops.take(new, entries, axis=axis), old)
+
+    return keras.tree.map_structure(put, new, old)

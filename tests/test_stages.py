@@ -1,0 +1,121 @@
+"""A search in stages against the same search in one piece: rows that leave, buffers that grow, plain and compiled."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import to_numpy
+from keras import ops
+
+from keras_attention.models import stages
+from keras_attention.models.decoding import BeamSearch, RollOut
+from keras_attention.models.repetition import Repetition
+from keras_attention.models.stages import Stages
+from keras_attention.models.tokenizers import END, START
+
+V, STEPS, WIDTH = 7, 9, 3
+SOURCE = {"source": tf.TensorSpec([None, 1])}
+DRAWN = {
+    "uniforms": tf.TensorSpec([None, None]),
+    "limits": {"temperature": tf.TensorSpec([]), "top_k": tf.TensorSpec([], tf.int32), "top_p": tf.TensorSpec([])},
+}
+
+
+class Remembering:
+    """Not a Keras model at all: what comes next depends on the row's number and on all that was written, in a buffer
+    that grows, which is its attention, too."""
+
+    def __init__(self, end, asked=None):
+        self.end = end  # logit of END
+        self.asked = asked  # a list that takes the number of rows of each step, in a graph
+
+    def encode(self, x):
+        return {"numbers": x["source"][:, 0], "name": "of no tensor", "nothing": None}
+
+    def take_rows(self, memory, rows):
+        return {**memory, "numbers": ops.take(memory["numbers"], rows, axis=0)}
+
+    def initial_state(self, memory, max_length, beam_width=1):
+        count = ops.shape(memory["numbers"])[0] * beam_width
+        return ops.full((count,), START, dtype="int32"), {"written": ops.zeros((count, max_length))}
+
+    def grow(self, state, max_length):
+        more = max_length - ops.shape(state["written"])[1]
+        return {"written": ops.pad(state["written"], [(0, 0), (0, more)])}
+
+    def step(self, tokens, position, memory, state):
+        rows, count = ops.shape(memory["numbers"])[0], ops.shape(tokens)[0]
+        if self.asked is not None:
+            tf.numpy_function(lambda rows: self.asked.append(int(rows)), [rows], [])
+        here = ops.arange(ops.shape(state["written"])[1]) == position
+        written = ops.where(here[None, :], ops.cast(tokens, "float32")[:, None], state["written"])
+        read = ops.sum(written, axis=1) + 0.3 * ops.cast(position, "float32")
+        own = ops.repeat(memory["numbers"], count // rows)
+        places = ops.arange(V, dtype="float32")
+        logits = ops.sin(read * 0.7)[:, None] * ops.cos(places) + own[:, None] * ops.cos(2 * places)
+        return ops.where(ops.arange(V) == END, self.end, 2 * logits), {"written": written}, written
+
+
+class OfSourceOnly(Remembering):
+    """Without a buffer that grows and without take_rows: one stage for all."""
+
+    grow = take_rows = property(lambda self: self.missing)  # hasattr is False
+
+
+def search(kind, model):
+    repetition = {"restricted": Repetition(1.3, 0), "n-grams": Repetition(1.0, 2)}.get(kind, Repetition())
+    if kind in ("greedy", "n-grams"):
+        return RollOut(model, 1, 0.6, repetition)
+    if kind == "drawn":
+        return RollOut(model, WIDTH, 1.0, repetition)
+    return BeamSearch(model, WIDTH, 2, 1.0, 0.2 if kind == "restricted" else 0.0, repetition)
+
+
+def traced(decode, drawn):
+    return tf.function(decode, [SOURCE, tf.TensorSpec([None], tf.int32), drawn], autograph=False)
+
+
+def given(kind, rows):
+    numbers = np.random.default_rng(1).uniform(size=(rows * WIDTH, STEPS)).astype("float32")
+    limits = {"temperature": tf.constant(0.8), "top_k": tf.constant(4), "top_p": tf.constant(0.9)}
+    return {"uniforms": tf.constant(numbers), "limits": limits} if kind == "drawn" else {}
+
+
+def same(found, expected):
+    """Equal Hypotheses, but for the room behind the answers."""
+    steps = to_numpy(expected.lengths).max()
+    for name in ("ids", "lengths", "log_probabilities", "scores"):
+        one, two = to_numpy(getattr(found, name)), to_numpy(getattr(expected, name))
+        one, two = (one[..., :steps], two[..., :steps]) if name == "ids" else (one, two)
+        np.testing.assert_allclose(one, two, atol=1e-5)
+    one, two = (to_numpy(each.attention)[:, :, :steps, :steps] for each in (found, expected))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+KINDS = ["greedy", "n-grams", "drawn", "beam", "restricted"]
+LIMITS = [[1, 0, 2, 9, 2, 1, 3, 2], [0] * 8, [9], [*range(1, 10), 9, 9, 1, 1, 1, 2, 2]]
+
+
+@pytest.mark.parametrize(("kind", "model"), [*((kind, Remembering) for kind in KINDS), ("beam", OfSourceOnly)])
+@pytest.mark.parametrize("limits", LIMITS, ids=lambda limits: f"{len(limits)}_{sum(limits)}")
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_stages_find_the_same(kind, model, limits, jit_compile, monkeypatch):
+    monkeypatch.setattr(stages, "ROOM", 2)
+    monkeypatch.setattr(stages, "LEAST", 1)
+    model, rows = model(-9.0 if sum(limits) % 2 else 0.5), len(limits)  # answers as long as they may be, or shorter
+    x = {"source": ops.reshape(ops.arange(rows, dtype="float32") % 5, (-1, 1))}
+    limits, drawn = tf.constant(limits), given(kind, rows)
+    decode = Stages(search(kind, model), SOURCE, DRAWN if drawn else {}, jit_compile=jit_compile)
+    expected = search(kind, model)(model.encode(x), STEPS, limits, **drawn)
+    found = traced(decode, DRAWN if drawn else {})(x, limits, drawn)
+    same(found, expected)
+    if jit_compile and hasattr(model, "grow") and rows == 1:  # to the end of 9 steps
+        assert found.ids.shape[2] == 16
+
+
+def test_rows_leave_once_half_of_them_have_stopped():
+    model = Remembering(-9.0, asked=[])
+    x = {"source": tf.reshape(tf.range(32.0) % 5, (-1, 1))}
+    limits = tf.constant([*range(1, 9), *range(1, 9), *[9] * 14, 12, 12])
+    found = traced(Stages(search("beam", model), SOURCE, {}), {})(x, limits, {})
+    assert model.asked[1:] == [32] * 8 + [16] + [8] * 3  # the first asks for the attention's width
+    np.testing.assert_array_equal(found.lengths[:, 0], limits)
