@@ -35,6 +35,15 @@ class AttentiveRNN(keras.layers.Layer):
     With `context_gate`, a scalar of the query scales every context: c_t = sigmoid(w_g q_t + b_g) attention(q_t, h) (Xu
     et al. 2015).
 
+    With `lexical_units` L, the last L columns of the memory are the source's own words, such as their embeddings, and
+    what is attended to of them goes past the recurrent states (Nguyen and Chiang 2018): with c_t = [v_t; w_t], v_t
+    stands for c_t in the readout, beside which the output has a second part,
+
+        l_t = tanh(w_t)
+        o_t = [readout; tanh(W_l l_t + b_l) + l_t]
+
+    so that an output layer finds the words themselves. It learns rare words from far fewer sentences.
+
     Args:
         units: U, width of each layer's hidden state.
         attention: an `Attention` layer of any score, or None for the networks that attention was invented against:
@@ -45,6 +54,7 @@ class AttentiveRNN(keras.layers.Layer):
         layers: number of recurrent layers, each reading the hidden state of the one below.
         order: "bahdanau" or "luong".
         context_gate: whether a scalar of the query scales the context; needs attention.
+        lexical_units: L, how many columns of the memory are words, 0 for none; needs attention.
 
     Call arguments:
         sequence: [B, T, E], what is fed at each step.
@@ -56,8 +66,8 @@ class AttentiveRNN(keras.layers.Layer):
         return_attention_scores: also return the weights.
 
     Returns:
-        Output [B, T, R]; with `return_attention_scores`, (output, weights [B, T, S] in float32), where the weights are
-        None without attention.
+        Output [B, T, R + L]; with `return_attention_scores`, (output, weights [B, T, S] in float32), where the weights
+        are None without attention.
 
     Example:
 
@@ -70,7 +80,8 @@ class AttentiveRNN(keras.layers.Layer):
     References:
         Bahdanau, Cho, Bengio 2015, https://arxiv.org/abs/1409.0473, section A.2.2 (with tanh for the paper's maxout);
         Luong, Pham, Manning 2015, https://arxiv.org/abs/1508.04025, sections 3 and 3.3; Xu et al.
-        2015, https://arxiv.org/abs/1502.03044, section 4.2.1 (the gate).
+        2015, https://arxiv.org/abs/1502.03044, section 4.2.1 (the gate); Nguyen and Chiang 2018,
+        https://arxiv.org/abs/1710.01329, section 4 (the words; here with a bias, and keys that see them).
     """
 
     def __init__(
@@ -82,10 +93,11 @@ class AttentiveRNN(keras.layers.Layer):
         layers=1,
         order="bahdanau",
         context_gate=False,
+        lexical_units=0,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _check_arguments(attention, cell, layers, order, context_gate)
+        _check_arguments(attention, cell, layers, order, context_gate, lexical_units)
         self.units = units
         self.attention = attention
         self.readout_units = readout_units or units
@@ -93,9 +105,13 @@ class AttentiveRNN(keras.layers.Layer):
         self.layers = layers
         self.order = order
         self.context_gate = context_gate
+        self.lexical_units = lexical_units
         policy = {"dtype": self.dtype_policy}
         self.cells = [CELLS[cell](units, name=f"cell_{number}", **policy) for number in range(layers)]
         self.readout = keras.layers.Dense(self.readout_units, activation="tanh", name="readout", **policy)
+        self.lexical = None
+        if lexical_units:
+            self.lexical = keras.layers.Dense(lexical_units, activation="tanh", name="lexical", **policy)
         self.gate = keras.layers.Dense(1, activation="sigmoid", name="gate", **policy) if context_gate else None
         self.supports_masking = True
 
@@ -103,6 +119,11 @@ class AttentiveRNN(keras.layers.Layer):
     def state_width(self):
         """P, width of the state that `initial_state` gives."""
         return self.units * self.layers * (2 if self.cell == "lstm" else 1)
+
+    @property
+    def output_width(self):
+        """Width of the output: R + L."""
+        return self.readout_units + self.lexical_units
 
     def build(self, sequence_shape, memory_shape=None, initial_state_shape=None):
         self._check_shapes(sequence_shape, memory_shape, initial_state_shape)
@@ -114,10 +135,13 @@ class AttentiveRNN(keras.layers.Layer):
             context_width = self.attention.compute_output_shape(*shapes)[-1]
         if self.gate is not None:
             self.gate.build((None, None, self.units))
-        extra = context_width if self.order == "bahdanau" else self.readout_units
+        if self.lexical is not None:
+            self._check_words(memory_shape[-1], context_width)
+            self.lexical.build((None, None, self.lexical_units))
+        extra = context_width if self.order == "bahdanau" else self.output_width
         for number, cell in enumerate(self.cells):
             cell.build((None, self.units if number else input_width + extra))
-        read = self.units + context_width + (input_width if self.order == "bahdanau" else 0)
+        read = self.units + context_width - self.lexical_units + (input_width if self.order == "bahdanau" else 0)
         self.readout.build((None, None, read))
         loop = keras.layers.RNN(_Loop(self, extra), return_sequences=True, dtype=self.dtype_policy, name="loop")
         self.loop = masks.let_masks_pass(loop)
@@ -138,6 +162,14 @@ class AttentiveRNN(keras.layers.Layer):
             raise ValueError(
                 f"AttentiveRNN expects an initial_state [batch, {self.state_width}], the states of all layers. "
                 f"Received: initial_state.shape={tuple(initial_state_shape)}"
+            )
+
+    def _check_words(self, memory_width, context_width):
+        if not self.lexical_units < memory_width == context_width:
+            raise ValueError(
+                f"AttentiveRNN expects a memory wider than its lexical_units={self.lexical_units}, which are its last "
+                "columns, and an attention that gives back its columns as they stand. Received: a memory of width "
+                f"{memory_width}, of which attention makes {context_width}."
             )
 
     def prepare(self, memory=None, memory_mask=None):
@@ -162,22 +194,22 @@ class AttentiveRNN(keras.layers.Layer):
         """The state that the first `step` takes: an initial state [N, P], and zeros where input feeding reads."""
         if self.order == "bahdanau":
             return initial_state
-        return _join(initial_state, ops.zeros((ops.shape(initial_state)[0], self.readout_units), initial_state.dtype))
+        return _join(initial_state, ops.zeros((ops.shape(initial_state)[0], self.output_width), initial_state.dtype))
 
     def step(self, inputs, state, prepared):
         """One step, for N = B*W hypotheses that share the B rows of a memory, W queries a row.
 
         Args:
             inputs: [N, E].
-            state: what `begin` or the step before returned, [N, P], or [N, P + R] with input feeding.
+            state: what `begin` or the step before returned, [N, P], or [N, P + R + L] with input feeding.
             prepared: what `prepare` returned.
 
         Returns:
-            Output [N, R], new state and weights [N, S] (None without attention).
+            Output [N, R + L], new state and weights [N, S] (None without attention).
         """
         if self.order == "bahdanau":
             state, context, weights = self._attend_and_recur(inputs, state, prepared)
-            return self.readout(_join(inputs, self._query(state), context)), state, weights
+            return self._read(inputs, self._query(state), context=context), state, weights
         state, output, weights = self._recur_and_attend(inputs, state, prepared)
         return output, _join(state, output), weights
 
@@ -190,7 +222,15 @@ class AttentiveRNN(keras.layers.Layer):
         state = self._recur(_join(inputs, fed), state)
         query = self._query(state)
         context, weights = self._attend(query, prepared)
-        return state, self.readout(_join(query, context)), weights
+        return state, self._read(query, context=context), weights
+
+    def _read(self, *parts, context):
+        """The output [..., R + L] of parts [..., .] and a context [..., M] (None)."""
+        if self.lexical is None:
+            return self.readout(_join(*parts, context))
+        words = ops.tanh(context[..., -self.lexical_units :])
+        readout = self.readout(_join(*parts, context[..., : -self.lexical_units]))
+        return _join(readout, self.lexical(words) + words)
 
     def _query(self, state):
         """The uppermost hidden state [..., U] of states [..., P]."""
@@ -247,7 +287,7 @@ class AttentiveRNN(keras.layers.Layer):
             initial_state = ops.zeros((ops.shape(sequence)[0], self.state_width), dtype=self.compute_dtype)
         states, extra = self._run(sequence, initial_state, sequence_mask, prepared)
         if self.order == "bahdanau":
-            output = self.readout(_join(sequence, self._query(states), extra if extra.shape[-1] else None))
+            output = self._read(sequence, self._query(states), context=extra if extra.shape[-1] else None)
         else:
             output = extra
         output = masks.carry_mask(output, sequence_mask)
@@ -282,7 +322,7 @@ class AttentiveRNN(keras.layers.Layer):
         return self.attention.weights_for(queries, prepared["keys"], mask)
 
     def compute_output_shape(self, sequence_shape, memory_shape=None, initial_state_shape=None):
-        return (*sequence_shape[:-1], self.readout_units)
+        return (*sequence_shape[:-1], self.output_width)
 
     def compute_output_spec(
         self, sequence, memory=None, initial_state=None, *, return_attention_scores=False, **kwargs
@@ -308,6 +348,7 @@ class AttentiveRNN(keras.layers.Layer):
             "layers": self.layers,
             "order": self.order,
             "context_gate": self.context_gate,
+            "lexical_units": self.lexical_units,
         }
 
     @classmethod
@@ -355,7 +396,7 @@ def _sizes(cell):
     return list(cell.state_size) if isinstance(cell.state_size, (list, tuple)) else [cell.state_size]
 
 
-def _check_arguments(attention, cell, layers, order, context_gate):
+def _check_arguments(attention, cell, layers, order, context_gate, lexical_units):
     if attention is not None and (not isinstance(attention, Attention) or isinstance(attention, SelfAttention)):
         raise TypeError(
             "AttentiveRNN expects attention to be a layer such as AdditiveAttention(units), or None. "
@@ -368,6 +409,11 @@ def _check_arguments(attention, cell, layers, order, context_gate):
         )
     if context_gate and attention is None:
         raise ValueError("AttentiveRNN expects attention for context_gate=True: the gate scales what is attended to.")
+    if lexical_units < 0 or lexical_units and attention is None:
+        raise ValueError(
+            "AttentiveRNN expects lexical_units of 0 or more, and attention where there are any: they are columns that "
+            f"are attended to. Received: lexical_units={lexical_units}, attention={attention!r}"
+        )
     if layers < 1:
         raise ValueError(f"AttentiveRNN expects at least 1 layer. Received: layers={layers}")
     for name, value, known in (("cell", cell, CELLS), ("order", order, ORDERS)):

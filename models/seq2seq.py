@@ -58,6 +58,9 @@ class Seq2Seq(TokenModel):
             last states.
         order: "bahdanau" (attend, then recur) or "luong" (recur, then attend, with input feeding).
         context_gate: whether a scalar of the state scales each context (Xu et al. 2015); needs attention.
+        lexical: whether the memory holds the embedded source, too, and what is attended to of it goes past the decoder
+            to an output matrix of its own (Nguyen and Chiang 2018): better words where there are few sentences to learn
+            from. Needs an encoder, and an attention whose keys may be wider than its queries.
         context: without attention, where the fixed context enters: at "every_step" and in the decoder's first state
             (Cho et al. 2014), or in the "first_state" alone (Sutskever et al. 2014).
         dropout: share dropped of embeddings, memory and readout in training.
@@ -87,7 +90,8 @@ class Seq2Seq(TokenModel):
     References:
         Bahdanau, Cho, Bengio 2015, https://arxiv.org/abs/1409.0473; Luong, Pham, Manning 2015,
         https://arxiv.org/abs/1508.04025; Cho et al. 2014, https://arxiv.org/abs/1406.1078; Sutskever, Vinyals, Le
-        2014, https://arxiv.org/abs/1409.3215; Xu et al. 2015, https://arxiv.org/abs/1502.03044.
+        2014, https://arxiv.org/abs/1409.3215; Xu et al. 2015, https://arxiv.org/abs/1502.03044; Nguyen and Chiang 2018,
+        https://arxiv.org/abs/1710.01329.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class Seq2Seq(TokenModel):
         order="bahdanau",
         context="every_step",
         context_gate=False,
+        lexical=False,
         dropout=0.0,
         tie_embeddings=True,
         source_width=None,
@@ -113,7 +118,7 @@ class Seq2Seq(TokenModel):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _check_arguments(units, encoder_layers, bidirectional, cell, context)
+        _check_arguments(units, encoder_layers, bidirectional, cell, context, lexical, attention)
         check_source_arguments(self, source_vocabulary, source_width)
         self.source_vocabulary = source_vocabulary
         self.target_vocabulary = target_vocabulary
@@ -126,6 +131,7 @@ class Seq2Seq(TokenModel):
         self.order = order
         self.context = context
         self.context_gate = context_gate
+        self.lexical = lexical
         self.dropout = dropout
         self.tie_embeddings = tie_embeddings
         self.source_width = source_width
@@ -140,6 +146,9 @@ class Seq2Seq(TokenModel):
         attention = _attention_layer(attention, units, max_source_length, self.dtype_policy)
         if max_source_length is None:
             self.max_source_length = getattr(attention, "max_length", None)  # of location-based attention
+        words = 0
+        if lexical:
+            words = source_width if source_embedding is None else _built_shape(source_embedding, self._read_shape())[-1]
         decoder = AttentiveRNN(
             units,
             attention=attention,
@@ -148,6 +157,7 @@ class Seq2Seq(TokenModel):
             layers=decoder_layers,
             order=order,
             context_gate=context_gate,
+            lexical_units=words,
             name="decoder",
             **policy,
         )
@@ -177,23 +187,32 @@ class Seq2Seq(TokenModel):
     def build(self, input_shape=None):
         if self.built:
             return
-        width = (None, None, self.source_width)
+        width = self._read_shape()
         if self.source_embedding is not None:
-            width = _built_shape(self.source_embedding, width if self.source_vocabulary is None else (None, None))
+            width = _built_shape(self.source_embedding, width)
         memory = (None, None, self.units) if self.encoders else width
         embedded = _built_shape(self.target_embedding, (None, None))
         for number, encoder in enumerate(self.encoders):
             encoder.build(memory if number else width)
         self.bridge.build((None, memory[-1]))
+        memory = (None, None, memory[-1] + self.decoder.lexical_units)
         if self.decoder.attention is None:
             memory = (None, memory[-1]) if self.context == "every_step" else None
         self.decoder.build(embedded, memory)
         if self.tie_embeddings:
             _check_tied(self.target_embedding, (self.target_vocabulary, self.embedding_width))
             self.output_bias = self.add_weight(name="output_bias", shape=(self.target_vocabulary,), initializer="zeros")
+            if self.lexical:
+                shape = (self.target_vocabulary, self.decoder.lexical_units)
+                initializer = keras.initializers.RandomNormal(stddev=0.05)
+                self.lexical_output = self.add_weight(name="lexical_output", shape=shape, initializer=initializer)
         else:
-            self.output_layer.build((None, None, self.units))
+            self.output_layer.build((None, None, self.decoder.output_width))
         self.built = True
+
+    def _read_shape(self):
+        """The shape of what the source embedding reads, ids or features."""
+        return (None, None) if self.source_vocabulary is not None else (None, None, self.source_width)
 
     def features(self, x, return_attention_scores=False, training=None):
         """Readouts [B, T, D], what `logits` takes; with `return_attention_scores`, also the weights [B, T, S]."""
@@ -215,7 +234,10 @@ class Seq2Seq(TokenModel):
 
     def output_weights(self):
         if self.tie_embeddings:
-            return self.target_embedding.embeddings, self.output_bias
+            matrix = self.target_embedding.embeddings
+            if self.lexical:
+                matrix = ops.concatenate([ops.convert_to_tensor(x) for x in (matrix, self.lexical_output)], axis=1)
+            return matrix, self.output_bias
         return ops.transpose(self.output_layer.kernel), self.output_layer.bias
 
     def _encode(self, x, training=None):
@@ -223,6 +245,7 @@ class Seq2Seq(TokenModel):
         states, mask = self._read_source(x)
         if self.source_embedding is not None or not self.encoders:
             states = self.dropout_layer(states, training=training)
+        words = states
         summary = None if self.encoders else _mean(states, mask)
         for encoder in self.encoders:
             states, *last = encoder(states, mask=mask)
@@ -231,7 +254,7 @@ class Seq2Seq(TokenModel):
             hidden = last[:: 2 if self.cell == "lstm" else 1]  # of each direction
             summary = hidden[0] if len(hidden) == 1 else ops.concatenate(hidden, axis=-1)
         if self.decoder.attention is not None:
-            return states, mask, summary
+            return (ops.concatenate([states, words], axis=-1) if self.lexical else states), mask, summary
         return (summary if self.context == "every_step" else None), None, summary
 
     def _read_source(self, x):
@@ -266,7 +289,15 @@ class Seq2Seq(TokenModel):
 
     def get_config(self):
         names = ("units", "embedding_width", "encoder_layers", "decoder_layers", "cell", "bidirectional", "order")
-        names += ("context", "context_gate", "dropout", "tie_embeddings", "source_width", "max_source_length")
+        names += (
+            "context",
+            "context_gate",
+            "lexical",
+            "dropout",
+            "tie_embeddings",
+            "source_width",
+            "max_source_length",
+        )
         names += ("source_vocabulary", "target_vocabulary")
         layers = {
             "attention": self.decoder.attention,
@@ -315,13 +346,18 @@ def _built_shape(layer, shape):
     return tuple(layer.compute_output_shape(shape))
 
 
-def _check_arguments(units, encoder_layers, bidirectional, cell, context):
+def _check_arguments(units, encoder_layers, bidirectional, cell, context, lexical, attention):
     if encoder_layers < 0:
         raise ValueError(f"Seq2Seq expects 0 or more encoder layers. Received: encoder_layers={encoder_layers}")
     if units < 1 or bidirectional and units % 2:
         raise ValueError(
             "Seq2Seq expects an even number of units, half for each direction of a bidirectional encoder. "
             f"Received: units={units}"
+        )
+    if lexical and (encoder_layers == 0 or attention is None):
+        raise ValueError(
+            "Seq2Seq expects an encoder and attention for lexical=True: what is attended to of the embedded source "
+            f"goes past them. Received: encoder_layers={encoder_layers}, attention={attention!r}"
         )
     for name, value, known in (("cell", cell, RNNS), ("context", context, CONTEXTS)):
         if value not in known:

@@ -27,6 +27,8 @@ CONFIGURATIONS = [
     for order in ("bahdanau", "luong")
 ] + [{"name": name} for name in ("dot", "scaled_dot")]
 CONFIGURATIONS += [{"name": "additive", "order": order, "context_gate": True} for order in ("bahdanau", "luong")]
+CONFIGURATIONS += [{"name": "additive", "order": order, "lexical_units": 4} for order in ("bahdanau", "luong")]
+CONFIGURATIONS += [{"name": "additive", "cell": "lstm", "layers": 2, "order": "luong", "lexical_units": 4}]
 
 
 def identity(options):
@@ -94,9 +96,21 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-@pytest.mark.parametrize("gate", [False, True])
-def test_numbers_equal_an_oracle(gate):
-    layer = built("additive", context_gate=gate)
+def read(layer, seen, context):
+    """The output of what a readout has seen beside the context, by the definition."""
+    words = layer.lexical_units
+    seen = np.concatenate([seen, context[:, : context.shape[1] - words]], -1)
+    output = np.tanh(seen @ to_numpy(layer.readout.kernel) + to_numpy(layer.readout.bias))
+    if not words:
+        return output
+    met = np.tanh(context[:, -words:])
+    beside = np.tanh(met @ to_numpy(layer.lexical.kernel) + to_numpy(layer.lexical.bias)) + met
+    return np.concatenate([output, beside], -1)
+
+
+@pytest.mark.parametrize("options", [{}, {"context_gate": True}, {"lexical_units": 4}], ids=str)
+def test_numbers_equal_an_oracle(options):
+    layer = built("additive", **options)
     output, weights = layer(SEQUENCE, MEMORY, STATE, memory_mask=MASK, return_attention_scores=True)
     a = layer.attention
     kernel, recurrent = to_numpy(layer.cells[0].kernel), to_numpy(layer.cells[0].recurrent_kernel)
@@ -106,25 +120,25 @@ def test_numbers_equal_an_oracle(gate):
         q, k = state @ to_numpy(a.query_projection.kernel), MEMORY @ to_numpy(a.key_projection.kernel)
         attention = numpy_softmax(np.tanh(q[:, None] + k) @ to_numpy(a.score_vector), MASK)
         context = np.einsum("bs,bsm->bm", attention, MEMORY)
-        if gate:
+        if layer.gate is not None:
             context *= sigmoid(state @ to_numpy(layer.gate.kernel) + to_numpy(layer.gate.bias))
         x = np.concatenate([SEQUENCE[:, t], context], -1) @ kernel + bias
         h = state @ recurrent + recurrent_bias
         z, r = sigmoid(x[:, :U] + h[:, :U]), sigmoid(x[:, U : 2 * U] + h[:, U : 2 * U])
         state = z * state + (1 - z) * np.tanh(x[:, 2 * U :] + r * h[:, 2 * U :])
-        seen = np.concatenate([SEQUENCE[:, t], state, context], -1)
-        expected = np.tanh(seen @ to_numpy(layer.readout.kernel) + to_numpy(layer.readout.bias))
+        expected = read(layer, np.concatenate([SEQUENCE[:, t], state], -1), context)
         np.testing.assert_allclose(to_numpy(output)[:, t], expected, atol=1e-5)
         np.testing.assert_allclose(to_numpy(weights)[:, t], attention, atol=1e-5)
 
 
-def test_luongs_order_equals_an_oracle():
+@pytest.mark.parametrize("words", [0, 4])
+def test_luongs_order_equals_an_oracle(words):
     """LSTM, two layers, input feeding: Luong et al. 2015, section 3 (equation 5) and 3.3."""
-    layer = built("dot", cell="lstm", layers=2, order="luong")
+    layer = built("dot", cell="lstm", layers=2, order="luong", lexical_units=words)
     start = random(B, 4 * U, seed=3)
     output, weights = layer(SEQUENCE, MEMORY, start, memory_mask=MASK, return_attention_scores=True)
     h, c = [start[:, :U], start[:, 2 * U : 3 * U]], [start[:, U : 2 * U], start[:, 3 * U :]]
-    fed = np.zeros((B, R))
+    fed = np.zeros((B, R + words))
     for t in range(T):
         x = np.concatenate([SEQUENCE[:, t], fed], -1)
         for number, cell in enumerate(layer.cells):
@@ -134,8 +148,7 @@ def test_luongs_order_equals_an_oracle():
             x = h[number] = sigmoid(o) * np.tanh(c[number])
         attention = numpy_softmax(np.einsum("bu,bsu->bs", x, MEMORY), MASK)
         context = np.einsum("bs,bsm->bm", attention, MEMORY)
-        kernel, bias = (to_numpy(w) for w in layer.readout.weights)
-        fed = np.tanh(np.concatenate([x, context], -1) @ kernel + bias)
+        fed = read(layer, x, context)
         np.testing.assert_allclose(to_numpy(output)[:, t], fed, atol=1e-5)
         np.testing.assert_allclose(to_numpy(weights)[:, t], attention, atol=1e-5)
 
@@ -222,6 +235,9 @@ def test_without_a_first_state_it_begins_at_zero():
         (lambda: make(cell="rnn"), ValueError, "one of simple_rnn, gru, lstm. Received: cell='rnn'"),
         (lambda: make(order="keras"), ValueError, "one of bahdanau, luong. Received: order='keras'"),
         (lambda: make("none", context_gate=True), ValueError, "attention for context_gate=True"),
+        (lambda: make("none", lexical_units=2), ValueError, "attention where there are any.*lexical_units=2"),
+        (lambda: make(lexical_units=-1), ValueError, "0 or more.*lexical_units=-1"),
+        (lambda: make(lexical_units=M)(SEQUENCE, MEMORY), ValueError, "wider than its lexical_units=11"),
         (lambda: make(layers=0), ValueError, "at least 1 layer. Received: layers=0"),
         (lambda: AttentiveRNN(3, attention=DotProductAttention())(SEQUENCE, MEMORY), ValueError, "query width 3, key"),
     ],

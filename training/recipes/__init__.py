@@ -28,6 +28,7 @@ from ..tasks import TASKS, task_options
 
 FOLDER = Path(__file__).parent
 MODELS = {"seq2seq": Seq2Seq, "transformer": Transformer, "language_model": LanguageModel}
+ONE_WIDTH = ("dot", "scaled_dot", "cosine")  # attentions whose queries and keys have one width
 # The choices of a model's arguments.
 MODEL_CHOICES = {
     "seq2seq": {"attention": (*ATTENTIONS, None), "cell": (*RNNS,), "order": ORDERS, "context": CONTEXTS},
@@ -428,6 +429,11 @@ def _check_seq2seq(recipe, where):
     if model["attention"] is None and (model["context_gate"] or recipe.training.doubly_stochastic):
         key = "model.context_gate" if model["context_gate"] else "training.doubly_stochastic"
         raise InputError(f"{where}: {key} needs attention, and model.attention is none.")
+    if model["lexical"] and (model["attention"] in (None, *ONE_WIDTH) or not model["encoder_layers"]):
+        raise InputError(
+            f"{where}: model.lexical needs an encoder, and an attention other than none, {', '.join(ONE_WIDTH)}. "
+            f"Received: model.encoder_layers={model['encoder_layers']}, model.attention={model['attention'] or 'none'}"
+        )
     if model["attention"] is not None and model["context"] != "every_step":
         raise InputError(f"{where}: model.context is for model.attention=none; received both.")
     if model["attention"] != "location" and model["max_source_length"] is not None:
