@@ -96,8 +96,13 @@ LIMITS = [[1, 0, 2, 9, 2, 1, 3, 2], [0] * 8, [9], [*range(1, 10), 9, 9, 1, 1, 1,
 
 
 @pytest.mark.parametrize(("kind", "model"), [*((kind, Remembering) for kind in KINDS), ("beam", OfSourceOnly)])
-@pytest.mark.parametrize("limits", LIMITS, ids=lambda limits: f"{len(limits)}_{sum(limits)}")
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("limits", "jit_compile"),
+    [
+        *((limits, False) for limits in LIMITS),
+        *(pytest.param(limits, True, marks=pytest.mark.long) for limits in LIMITS[2:]),
+    ],
+)
 def test_stages_find_the_same(kind, model, limits, jit_compile, monkeypatch):
     monkeypatch.setattr(stages, "ROOM", 2)
     monkeypatch.setattr(stages, "LEAST", 1)
