@@ -36,8 +36,8 @@ class AttentiveRNN(keras.layers.Layer):
     et al. 2015).
 
     With `lexical_units` L, the last L columns of the memory are the source's own words, such as their embeddings, and
-    what is attended to of them goes past the recurrent states (Nguyen and Chiang 2018): with c_t = [v_t; w_t], v_t
-    stands for c_t in the readout, beside which the output has a second part,
+    what is attended to of them reaches the output without the readout (Nguyen and Chiang 2018): with c_t = [v_t; w_t],
+    v_t stands for c_t in the readout, beside which the output has a second part,
 
         l_t = tanh(w_t)
         o_t = [readout; tanh(W_l l_t + b_l) + l_t]
@@ -81,7 +81,8 @@ class AttentiveRNN(keras.layers.Layer):
         Bahdanau, Cho, Bengio 2015, https://arxiv.org/abs/1409.0473, section A.2.2 (with tanh for the paper's maxout);
         Luong, Pham, Manning 2015, https://arxiv.org/abs/1508.04025, sections 3 and 3.3; Xu et al.
         2015, https://arxiv.org/abs/1502.03044, section 4.2.1 (the gate); Nguyen and Chiang 2018,
-        https://arxiv.org/abs/1710.01329, section 4 (the words; here with a bias, and keys that see them).
+        https://arxiv.org/abs/1710.01329, section 4 (the words; here with a bias, and seen
+        by the keys, by input feeding and by the cells of Bahdanau's order, too).
     """
 
     def __init__(

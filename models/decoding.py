@@ -345,7 +345,7 @@ class Search:
         rows, more_of_hypotheses, written = self.first(room, longest, attention)
         return {
             "position": ops.zeros((), dtype="int32"),
-            "widening": ops.cast(widening, "int32"),
+            "widening": widening,
             "memory": memory,
             "limits": limits or {},
             "rows": {"running": longest > 0, "longest": longest, **rows},

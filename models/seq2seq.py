@@ -31,6 +31,7 @@ ATTENTIONS = {
 }
 RNNS = {"simple_rnn": keras.layers.SimpleRNN, "gru": keras.layers.GRU, "lstm": keras.layers.LSTM}
 CONTEXTS = ("every_step", "first_state")
+ONE_WIDTH = ("dot", "scaled_dot", "cosine")  # attentions whose queries and keys have one width
 
 
 @keras.saving.register_keras_serializable(package="keras_attention")
@@ -354,10 +355,10 @@ def _check_arguments(units, encoder_layers, bidirectional, cell, context, lexica
             "Seq2Seq expects an even number of units, half for each direction of a bidirectional encoder. "
             f"Received: units={units}"
         )
-    if lexical and (encoder_layers == 0 or attention is None):
+    if lexical and (encoder_layers == 0 or attention is None or attention in ONE_WIDTH):
         raise ValueError(
-            "Seq2Seq expects an encoder and attention for lexical=True: what is attended to of the embedded source "
-            f"goes past them. Received: encoder_layers={encoder_layers}, attention={attention!r}"
+            "Seq2Seq expects an encoder and attention for lexical=True, and keys that may be wider than queries (not "
+            f"{', '.join(ONE_WIDTH)}). Received: encoder_layers={encoder_layers}, attention={attention!r}"
         )
     for name, value, known in (("cell", cell, RNNS), ("context", context, CONTEXTS)):
         if value not in known:

@@ -3,7 +3,7 @@
 A stage computes steps until half of its rows have stopped, or its buffers are full. Between two stages the rows that
 still run are taken together, and full buffers become twice as long. Compiled, the beginning with the first stage, every
 other stage and the end are programs of their own: one for each number of rows, a power of two, and each length of the
-buffers, which TensorFlow compiles when it is first needed.
+sources and of the buffers, which TensorFlow compiles when it is first needed.
 """
 
 from contextlib import nullcontext
@@ -60,8 +60,7 @@ class Stages:
         """
         import tensorflow as tf
 
-        room = ROOM if self.grows else tf.maximum(tf.reduce_max(max_lengths), 1)
-        leaves = self._begin(x, max_lengths, tf.zeros([room, 0]), drawn)
+        leaves = self._begin(x, max_lengths, tf.zeros([self._first_room(max_lengths), 0]), drawn)
         result = self._result(self._tree(leaves))
         variables = leaves, tf.range(tf.shape(max_lengths)[0]), result
         shapes = tf.nest.map_structure(lambda leaf: leaf.shape, variables)
@@ -75,6 +74,19 @@ class Stages:
             lambda leaves, *_: tf.reduce_any(self._tree(leaves)["rows"]["running"]), stage, variables, shapes
         )
         return self._finish(self._tree(leaves)["position"], self._put_back(leaves, order, result))
+
+    def _first_room(self, max_lengths):
+        """Steps that the first buffers have room for; compiled one of few numbers."""
+        import tensorflow as tf
+
+        longest = tf.maximum(tf.reduce_max(max_lengths), 1)
+        if not self.jit_compile:
+            return longest
+        longest = -(-longest // ROOM) * ROOM
+        if not self.grows:
+            return longest
+        # Few rows are computed faster than a further stage begins.
+        return tf.where(tf.shape(max_lengths)[0] > LEAST, ROOM, tf.minimum(longest, 2 * ROOM))
 
     # What is compiled. Between the programs go lists of tensors, the leaves of a progress.
 
@@ -123,9 +135,12 @@ class Stages:
 
     def _grown(self, leaves):
         """Leaves with buffers that are not full."""
+        import tensorflow as tf
+
         progress = self._tree(leaves)
         room = room_of(progress)
-        return _leaves(self.search.grow(progress, ops.where(progress["position"] < room, room, 2 * room)))
+        grow = lambda: _leaves(self.search.grow(progress, 2 * room))  # noqa: E731
+        return tf.cond(progress["position"] < room, lambda: leaves, grow)
 
     def _shrunk(self, leaves, order, result):
         """Of the rows that run alone, where no more than half do; their numbers among all, and the result so far."""
@@ -153,12 +168,16 @@ class Stages:
         new = self._result(progress)
         if not self.shrinks:
             return new
-        more = room_of(progress) - room_of(result)
-        result = {**result, "written": grow(result["written"], more, more * progress["widening"])}
         count = tf.shape(order)[0]
         rows = tf.shape(keras.tree.flatten(result["written"])[0])[1] // self.search.width
-        places = tf.tensor_scatter_nd_update(tf.fill([rows], count), order[:, None], tf.range(count))
-        return {name: _put(new[name], result[name], places, count, *self._axis(name)) for name in TREES}
+
+        def put_back():
+            more = room_of(progress) - room_of(result)
+            old = {**result, "written": grow(result["written"], more, more * progress["widening"])}
+            places = tf.tensor_scatter_nd_update(tf.fill([rows], count), order[:, None], tf.range(count))
+            return {name: _put(new[name], old[name], places, count, *self._axis(name)) for name in TREES}
+
+        return tf.cond(count < rows, put_back, lambda: new)
 
     def _axis(self, tree):
         """How many entries of a tree stand for a row, and along which axis."""

@@ -39,7 +39,8 @@ class TokenModel(keras.Model):
     """A Keras model on ids whose logits are a linear map of its features.
 
     A subclass defines `features(x, return_attention_scores, training)` [B, T, D] and `output_weights()`. One whose
-    `encode` returns anything but a dict of [B, ...] and "output" defines `take_rows`, too, or sets it to None.
+    `encode` returns anything but a dict of [B, ...] and "output" defines `take_rows`, too, or sets it to None; an
+    "output" that is not `output_memory()`'s needs a `without_output` that leaves it in, and `take_rows` gets none.
 
     Compiled with any Keras loss it is a plain Keras model. Compiled with a loss that has `from_features`, such as
     `keras_attention.training.losses.MaskedCrossEntropy`, loss, gradients and metrics are computed from the features

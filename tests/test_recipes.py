@@ -336,10 +336,7 @@ def test_what_does_not_fit_together_in_a_transformers_recipe(settings, message):
     ("settings", "message"),
     [
         (["model.attention=none", "model.context_gate=true"], "model.context_gate needs attention"),
-        (
-            ["model.lexical=true", "model.attention=dot"],
-            "cosine. Received: model.encoder_layers=1, model.attention=dot",
-        ),
+        (["model.lexical=true", "model.attention=dot"], "them. Received: model.encoder_layers=1, model.attention=dot"),
         (["model.lexical=true", "model.encoder_layers=0"], "model.lexical needs an encoder, and an attention"),
         (["model.attention=none", "training.doubly_stochastic=1.0"], "training.doubly_stochastic needs attention"),
         (["backbone.alpha=0"], "backbone.alpha must be above 0"),

@@ -162,6 +162,8 @@ def test_mixed_precision_keeps_weights_in_float32():
     ("call", "message"),
     [
         (lambda: Seq2Seq(11, 13, units=7), "even number of units.*units=7"),
+        (lambda: Seq2Seq(11, 13, units=8, lexical=True, attention="dot"), "lexical=True.*Received.*attention='dot'"),
+        (lambda: Seq2Seq(11, 13, units=8, lexical=True, encoder_layers=0), "lexical=True.*encoder_layers=0"),
         (lambda: Seq2Seq(11, 13, units=8, attention="luong"), "one of additive, dot, scaled_dot.*'luong'"),
         (lambda: make()({"source": SOURCE}), "dict with source and target. Received: .*source"),
         (lambda: make().encode({"src": SOURCE}), "dict with source. Received: .*src"),

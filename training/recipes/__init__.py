@@ -17,7 +17,7 @@ import keras
 from keras_attention.models import LanguageModel, Seq2Seq, Transformer
 from keras_attention.models.language_model import POSITIONS as LANGUAGE_MODEL_POSITIONS
 from keras_attention.models.pipeline import DecodingOptions
-from keras_attention.models.seq2seq import ATTENTIONS, CONTEXTS, RNNS
+from keras_attention.models.seq2seq import ATTENTIONS, CONTEXTS, ONE_WIDTH, RNNS
 from keras_attention.models.transformer import POSITIONS
 from keras_attention.recurrent import ORDERS
 from keras_attention.transformer import NORMALIZATIONS
@@ -28,7 +28,6 @@ from ..tasks import TASKS, task_options
 
 FOLDER = Path(__file__).parent
 MODELS = {"seq2seq": Seq2Seq, "transformer": Transformer, "language_model": LanguageModel}
-ONE_WIDTH = ("dot", "scaled_dot", "cosine")  # attentions whose queries and keys have one width
 # The choices of a model's arguments.
 MODEL_CHOICES = {
     "seq2seq": {"attention": (*ATTENTIONS, None), "cell": (*RNNS,), "order": ORDERS, "context": CONTEXTS},
@@ -432,7 +431,8 @@ def _check_seq2seq(recipe, where):
     if model["lexical"] and (model["attention"] in (None, *ONE_WIDTH) or not model["encoder_layers"]):
         raise InputError(
             f"{where}: model.lexical needs an encoder, and an attention other than none, {', '.join(ONE_WIDTH)}. "
-            f"Received: model.encoder_layers={model['encoder_layers']}, model.attention={model['attention'] or 'none'}"
+            "Set model.lexical=false, or change them. Received: "
+            f"model.encoder_layers={model['encoder_layers']}, model.attention={model['attention'] or 'none'}"
         )
     if model["attention"] is not None and model["context"] != "every_step":
         raise InputError(f"{where}: model.context is for model.attention=none; received both.")
