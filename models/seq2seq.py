@@ -290,16 +290,8 @@ class Seq2Seq(TokenModel):
 
     def get_config(self):
         names = ("units", "embedding_width", "encoder_layers", "decoder_layers", "cell", "bidirectional", "order")
-        names += (
-            "context",
-            "context_gate",
-            "lexical",
-            "dropout",
-            "tie_embeddings",
-            "source_width",
-            "max_source_length",
-        )
-        names += ("source_vocabulary", "target_vocabulary")
+        names += ("context", "context_gate", "lexical", "dropout", "tie_embeddings", "source_width")
+        names += ("max_source_length", "source_vocabulary", "target_vocabulary")
         layers = {
             "attention": self.decoder.attention,
             "source_embedding": self.source_embedding if self._given[0] else None,

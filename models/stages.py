@@ -18,6 +18,7 @@ from .decoding import grow, room_of
 ROOM = 16  # steps of the first stage, compiled
 LEAST = 8  # so few rows stay together to the end
 TREES = "rows", "hypotheses", "written"
+TENSOR = object()  # stands for a tensor in a structure
 
 
 class Stages:
@@ -139,8 +140,8 @@ class Stages:
 
         progress = self._tree(leaves)
         room = room_of(progress)
-        grow = lambda: _leaves(self.search.grow(progress, 2 * room))  # noqa: E731
-        return tf.cond(progress["position"] < room, lambda: leaves, grow)
+        is_full = progress["position"] >= room
+        return tf.cond(is_full, lambda: _leaves(self.search.grow(progress, 2 * room)), lambda: leaves)
 
     def _shrunk(self, leaves, order, result):
         """Of the rows that run alone, where no more than half do; their numbers among all, and the result so far."""
@@ -182,9 +183,6 @@ class Stages:
     def _axis(self, tree):
         """How many entries of a tree stand for a row, and along which axis."""
         return {"rows": (1, 0), "hypotheses": (self.search.width, 0), "written": (self.search.width, 1)}[tree]
-
-
-TENSOR = object()  # stands for a tensor in a structure
 
 
 def _leaves(progress):

@@ -381,8 +381,8 @@ def test_blockwise_losses_of_targets_too_improbable_for_a_float(dtype):
     assert (expected > 110).any() and (to_numpy(ops.softmax(plain(*arrays))) == 0).any()
     for training in (True, False):
         _, statistics = blockwise_cross_entropy(*arrays, labels, block=16, training=training)
-        # In bfloat16 two logits of 512 to 1,024, the target's and the best, are rounded by 2 at most, each of them as a
-        # product and, where a processor does not add the bias before it rounds, with the bias once more.
+        # bfloat16 rounds a logit of 1,024 to 2,048 by 4 at most: as a product, and with the bias once more where a
+        # processor does not add it before. A loss has two of them, the target's and the best.
         atol = 0 if dtype == "float32" else 8
         np.testing.assert_allclose(to_numpy(statistics.nll), expected, rtol=1e-5, atol=atol)
 

@@ -124,3 +124,21 @@ def test_rows_leave_once_half_of_them_have_stopped():
     found = traced(Stages(search("beam", model), SOURCE, {}), {})(x, limits, {})
     assert model.asked[1:] == [32] * 8 + [16] + [8] * 3  # the first asks for the attention's width
     np.testing.assert_array_equal(found.lengths[:, 0], limits)
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "longest", "room"),
+    [
+        *((OfSourceOnly, 2, longest, 16) for longest in (1, 4, 16)),
+        (OfSourceOnly, 2, 17, 32),
+        (OfSourceOnly, 64, 50, 64),
+        (Remembering, 64, 4, 16),
+        (Remembering, 64, 50, 16),
+        (Remembering, 8, 4, 16),
+        (Remembering, 8, 17, 32),
+        (Remembering, 8, 50, 32),
+    ],
+)
+def test_compiled_programs_begin_with_few_lengths_of_buffers(model, rows, longest, room):
+    decode = Stages(search("beam", model(0.5)), SOURCE, {}, jit_compile=True)
+    assert int(decode._first_room(tf.fill([rows], longest))) == room
