@@ -11,21 +11,22 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Two processes, each with whole files, so that what a file trains once is trained once.
 WORKERS := -n 2 --dist loadfile
 # With two processes on two cores a thread each is the fastest.
-test test-long test-nightly: export TF_NUM_INTRAOP_THREADS = 1
+test test-long test-release test-nightly: export TF_NUM_INTRAOP_THREADS = 1
+BACKENDS := "backends and not tensorflow_first and not long and not release"
 NIGHTLY := build/keras-nightly
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Whatever the shell says; only .venv-backends has other backends.
 export KERAS_BACKEND = tensorflow
 
 # XLA compiles each program for one or two calls: its own passes as ever, LLVM's in a hurry.
-test test-long test-backends test-nightly: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+test test-long test-release test-backends test-nightly: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 # JAX compiles each operation for each shape: what one test compiled, another one reads.
 test-backends: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/build/jax
 test-backends: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 test-backends: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint test-serving test-backends test-nightly wheel-check clean
+.PHONY: help demo test test-long test-release lint test-serving test-backends test-nightly wheel-check clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -36,8 +37,13 @@ demo: .venv/.installed  ## train a small date translator and show its attention
 test: .venv/.installed  ## run the tests
 	.venv/bin/python -m pytest $(WORKERS)
 
-test-long: .venv/.installed  ## run the longest tests: fresh processes, killed and resumed trainings, CTranslate2, Keras's own
-	.venv/bin/python -m pytest $(WORKERS) -m long
+test-long: .venv/.installed  ## run longer tests: fresh processes, killed and resumed trainings, CTranslate2, Keras's own
+	.venv/bin/python -m pytest $(WORKERS) -m "long and not release"
+
+test-release: .venv/.installed .venv-backends/.installed  ## run before a release what the others leave out: the same of every kind and configuration
+	.venv/bin/python -m pytest $(WORKERS) -m release
+	KERAS_BACKEND=jax .venv-backends/bin/python -m pytest $(WORKERS) -m backends
+	KERAS_BACKEND=torch .venv-backends/bin/python -m pytest $(WORKERS) -m backends
 
 lint: .venv/.installed  ## check style and formatting
 	.venv/bin/ruff check .
@@ -47,8 +53,8 @@ test-serving: .venv/.installed .venv-serving/.installed  ## ask the exported mod
 	SERVING_PYTHON="$(CURDIR)/.venv-serving/bin/python" .venv/bin/python -m pytest -m serving
 
 test-backends: .venv-backends/.installed  ## run the layers' and models' tests on JAX and PyTorch
-	KERAS_BACKEND=jax .venv-backends/bin/python -m pytest $(WORKERS) -m backends
-	KERAS_BACKEND=torch .venv-backends/bin/python -m pytest $(WORKERS) -m backends
+	KERAS_BACKEND=jax .venv-backends/bin/python -m pytest $(WORKERS) -m $(BACKENDS)
+	KERAS_BACKEND=torch .venv-backends/bin/python -m pytest $(WORKERS) -m $(BACKENDS)
 
 test-nightly: .venv/.installed  ## run the tests of masks under the Keras to come, 3.16
 	rm -rf $(NIGHTLY)

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def marked(mark, values):
+    """Parameters of a test that run with the mark `mark` only: `[first, *marked("long", others)]`."""
+    return [pytest.param(value, marks=getattr(pytest.mark, mark)) for value in values]
 
 
 def to_numpy(x):

@@ -112,6 +112,7 @@ def test_block_sizes(block_size):
     compare(inputs(), block_size=block_size, use_causal_mask=True, offset=2, key_mask=booleans(B, S))
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize(
     ("name", "shape"),
     [("bias", (H, T, S)), ("bias", (1, H, T, S)), ("bias", (B, H, T, S)), ("relative_bias", (H, T + S - 1))],
@@ -162,6 +163,7 @@ def cases(draw):
     return sizes, options
 
 
+@pytest.mark.tensorflow_first
 # JAX compiles every example.
 @settings(max_examples=4 if keras.backend.backend() == "jax" else 20, deadline=None, derandomize=True, database=None)
 @given(cases())

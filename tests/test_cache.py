@@ -64,6 +64,7 @@ def test_cached_steps_are_the_full_pass(position, name, sizes):
     assert not seen[..., T:].any()
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize(("position", "name"), CASES)
 def test_hypotheses_share_the_prefix_of_their_row(position, name, side):
@@ -142,6 +143,7 @@ def test_going_back_forgets_what_came_later():
         assert to_numpy(cache["mask"]).sum() == 2 * B * W
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("hypotheses", [1, W])
 def test_a_prefix_may_be_empty(hypotheses):
     layer = built("rotary", "grouped")
@@ -268,6 +270,7 @@ def test_symbolic_steps():
     np.testing.assert_allclose(to_numpy(found), to_numpy(expected), atol=1e-6)
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_caches_have_the_layers_dtype(dtype):
     layer = built(dtype=dtype)

@@ -74,6 +74,7 @@ def test_steps_equal_the_call(name):
         assert attention is None if name == "no attention" else tuple(attention.shape) == (4, 6)
 
 
+@pytest.mark.tensorflow_first
 @backends
 @pytest.mark.parametrize("name", ["attention", "transformer"])
 def test_the_doubly_stochastic_term_is_equation_14(name):
@@ -89,10 +90,11 @@ def test_the_doubly_stochastic_term_is_equation_14(name):
     assert not model.losses
 
 
+@pytest.mark.tensorflow_first
 @backends
 @pytest.mark.parametrize(
     ("name", "ours"),
-    [("attention", True), ("no attention", False), pytest.param("transformer", False, marks=pytest.mark.long)],
+    [("attention", True), ("no attention", False), pytest.param("transformer", False, marks=pytest.mark.release)],
 )
 def test_keras_trains_it_and_a_frozen_backbone_stays(name, ours):
     model = make(name, trainable=False, doubly_stochastic=0.0 if name == "no attention" else 0.1)
@@ -113,6 +115,7 @@ def test_a_trained_backbone_changes():
     assert not any(np.array_equal(to_numpy(w), old) for w, old in zip(model.backbone.weights, before, strict=True))
 
 
+@pytest.mark.tensorflow_first
 @backends
 @every_decoder
 def test_saved_and_loaded_it_answers_alike(name, tmp_path):

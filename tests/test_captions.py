@@ -229,7 +229,7 @@ def train(data, out, *settings):
 
 @pytest.mark.long
 @pytest.mark.usefixtures("no_export")
-@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("trainable", [pytest.param(False, marks=pytest.mark.release), True])
 def test_a_captioner_trains_on_files(data, tmp_path, trainable):
     result = train(data, tmp_path / "run", f"backbone.trainable={str(trainable).lower()}")
     assert result.exit_code == 0, result.output
@@ -278,7 +278,7 @@ def go_on_from_the_first_epoch(run):
         (run / path).unlink()
 
 
-@pytest.mark.long
+@pytest.mark.release
 @pytest.mark.usefixtures("no_export")
 def test_a_frozen_backbone_that_was_tuned_sees_the_same_after_a_resume(data, tmp_path):
     """Grids are made by the weights of --init, not by those that the backbone is built with."""

@@ -648,7 +648,7 @@ def test_plot_refuses(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_export_counts_versions(run, tmp_path):
     assert succeed("export", run, tmp_path / "model").stdout == f"{tmp_path / 'model' / '1'}\n"
     assert succeed("export", run, tmp_path / "model").stdout == f"{tmp_path / 'model' / '2'}\n"

@@ -41,7 +41,9 @@ def batch(count, seed):
     return source, target
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["post_norm", "pre_norm"])
+@pytest.fixture(
+    scope="module", params=[False, pytest.param(True, marks=pytest.mark.release)], ids=["post_norm", "pre_norm"]
+)
 def model(request):
     """Trained, so that some hypotheses are far better than others and lengths differ."""
     keras.utils.set_random_seed(1)

@@ -6,7 +6,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from helpers import randomize, to_numpy
+from helpers import marked, randomize, to_numpy
 from keras import ops
 
 from keras_attention.cache import compiled
@@ -190,7 +190,14 @@ def decoder(kind):
     return transformer(kind) if kind in POSITIONS else seq2seq(kind)
 
 
-@pytest.mark.parametrize("kind", [*ATTENTIONS, *(pytest.param(each, marks=pytest.mark.long) for each in POSITIONS)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ATTENTIONS[0],
+        *marked("tensorflow_first", ATTENTIONS[1:]),
+        *marked("release", POSITIONS),
+    ],
+)
 def test_each_hypothesis_has_the_models_own_log_probability_and_attention(kind):
     model = decoder(kind)
     memory = model.encode({"source": SOURCE})
@@ -214,6 +221,7 @@ def test_each_hypothesis_has_the_models_own_log_probability_and_attention(kind):
         np.testing.assert_allclose(shown[:length].sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_a_batch_decodes_as_each_row_alone_however_padded(attention):
     model = seq2seq(attention)
@@ -292,6 +300,7 @@ def test_top_k_and_top_p_keep_the_smallest_set(options, kept, as_tensors):
     np.testing.assert_allclose(np.unique(values.round(4)), np.sort(np.log([0.4, 0.3, 0.2, 0.1][:kept])), atol=1e-3)
 
 
+@pytest.mark.tensorflow_first
 def test_samples_depend_on_their_own_numbers_only():
     model = seq2seq()
     numbers = uniforms(3 * 2, 6)
@@ -316,7 +325,11 @@ def test_one_seed_gives_one_text_in_batches_of_any_size_and_buffers_of_any_lengt
 
 @pytest.mark.parametrize(
     "kind",
-    [ATTENTIONS[0], *(pytest.param(each, marks=pytest.mark.long) for each in (*ATTENTIONS[1:], "learned", "relative"))],
+    [
+        ATTENTIONS[0],
+        pytest.param("relative", marks=pytest.mark.long),
+        *marked("release", (*ATTENTIONS[1:], "learned")),
+    ],
 )
 def test_compiled_decoding_gives_the_same(kind):
     model = decoder(kind)
@@ -425,7 +438,7 @@ class Remembering(Markov):
         return logits, {**state, "written": written, "steps": state["steps"] + 1}, written
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 6, 7])
+@pytest.mark.parametrize("steps", [*marked("tensorflow_first", (1, 2, 3, 6)), 7])
 def test_a_search_whose_buffers_grow_finds_the_same(steps):
     table = markov(steps=steps, seed=steps)[0].table
     table[..., END] -= 2.0  # so that most answers are long

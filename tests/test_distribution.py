@@ -49,7 +49,7 @@ print(json.dumps([[history(tf.distribute.get_strategy(), ours), history(mirrored
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["seq2seq", "transformer"])
+@pytest.mark.parametrize("kind", [pytest.param("seq2seq", marks=pytest.mark.release), "transformer"])
 def test_two_devices_have_the_losses_of_one(kind):
     """With Keras's loss, and with ours and a metric, where it is the mean over all tokens, however they are spread."""
     for one, two in json.loads(run_python(SCRIPT, kind, KERAS_BACKEND="tensorflow").splitlines()[-1]):
@@ -67,7 +67,9 @@ SIZES = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", SIZES, ids=["seq2seq", "transformer"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(Seq2Seq, marks=pytest.mark.release), Transformer], ids=["seq2seq", "transformer"]
+)
 def test_bfloat16_training_learns_and_decodes(kind):
     """Copying three symbols: weights stay float32, the loss is finite, answers are right after some epochs."""
     keras.utils.set_random_seed(1)

@@ -67,6 +67,7 @@ def test_an_ensemble_of_copies_is_the_model():
     np.testing.assert_allclose(to_numpy(one.attention), to_numpy(all_three.attention), atol=1e-5)
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.backends
 def test_it_has_the_losses_of_its_logits_and_trains_all_models():
     joined = Ensemble(members()[1:3])
@@ -80,6 +81,7 @@ def test_it_has_the_losses_of_its_logits_and_trains_all_models():
         assert not np.array_equal(to_numpy(model.output_weights()[0]), old)
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.backends
 def test_its_limits_are_the_least_of_its_models():
     models = members()
@@ -142,6 +144,7 @@ def ask(*arguments):
     return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
 
 
+@pytest.mark.long
 @on_tensorflow
 def test_the_command_line_joins_runs(runs, tmp_path):
     out = tmp_path / "joined" / "both"
@@ -166,6 +169,7 @@ def test_the_command_line_joins_runs(runs, tmp_path):
     assert again.exit_code == 2 and "nothing to resume" in again.stderr and "Traceback" not in again.stderr
 
 
+@pytest.mark.long
 @on_tensorflow
 def test_words_and_columns_are_those_of_the_first_run(runs, tmp_path):
     for name in "01":

@@ -6,7 +6,7 @@ import os
 import keras
 import numpy as np
 import pytest
-from helpers import gradients, randomize, run_python, to_numpy
+from helpers import gradients, marked, randomize, run_python, to_numpy
 from keras import ops
 
 from keras_attention.models import CharacterTokenizer, Ensemble, Pipeline, Seq2Seq, Transformer, beam_search, stages
@@ -74,16 +74,15 @@ COMPILED = ["location", "context in the first state", "features", "transformer, 
 EXPORTED = ["features", "transformer, pre-norm, rotary", "ensemble"]  # an RNN that reads text is in test_serving.py
 # Searches called eagerly: likewise. (On TensorFlow a pipeline searches with every configuration.)
 SEARCHED = ["additive, luong, lstm", "context in the first state", "transformer, pre-norm, rotary"]
-every_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
-# Pipelines, plain and compiled, in the ordinary tests; all others are asked by `make test-long`.
-FEW = (
-    "additive, luong, lstm",
-    "context in the first state",
-    "features",
-    "transformer",
-    "transformer, pre-norm, rotary",
-    "ensemble",
+# And models called eagerly: on JAX and PyTorch these, the others there before a release.
+ELSEWHERE = [*SEARCHED, "lexical, luong", "features, no encoder, gate", "ensemble"]
+every_configuration = pytest.mark.parametrize(
+    "name",
+    [*ELSEWHERE, *marked("tensorflow_first", sorted(set(CONFIGURATIONS) - set(ELSEWHERE)))],
 )
+# Pipelines, plain and compiled: these in the ordinary tests, those by `make test-long`, all others before a release.
+PIPED = ["context in the first state", "features", "transformer, pre-norm, rotary"]
+PIPED_LONG = ["additive, luong, lstm", "location", "transformer", "ensemble"]
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="text and SavedModel")
 LENGTHS = [5, 2, 7, 1]
 MANY = 8  # times the rows, so that in a graph the last ones go on alone
@@ -160,7 +159,7 @@ def test_steps_equal_one_call(name):
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("name", SEARCHED)
+@pytest.mark.parametrize("name", [SEARCHED[0], *marked("tensorflow_first", SEARCHED[1:])])
 def test_a_batch_decodes_like_each_row_alone(name):
     model = make(name)
     x = source_of(model)
@@ -192,7 +191,12 @@ def test_every_weight_has_a_gradient_and_save_and_load_give_equal_outputs(name, 
 
 @on_tensorflow
 @pytest.mark.parametrize(
-    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.long) for name in CONFIGURATIONS]
+    "name",
+    [
+        *PIPED,
+        *marked("long", PIPED_LONG),
+        *marked("release", sorted(set(CONFIGURATIONS) - {*PIPED, *PIPED_LONG})),
+    ],
 )
 def test_the_pipeline_answers_alike_in_every_batch_plain_and_compiled(name, monkeypatch):
     monkeypatch.setattr(stages, "ROOM", 4)  # compiled buffers of 4 and 8 steps
@@ -305,6 +309,7 @@ def test_errors(call, message):
         call()
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.backends
 def test_embeddings_may_be_any_layer(tmp_path):
     """A frozen matrix for the source, one of another width for the target."""

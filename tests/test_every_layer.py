@@ -162,6 +162,7 @@ def test_exports_answer_without_the_library(saved):
     assert len(run_python(ANSWER, saved).split()) == len({*PAIRS, *SINGLES, *OTHERS})
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("name", [*PAIRS, *SINGLES])
 def test_subclassed_models(name):
     learns(Subclassed(name), INPUTS)
@@ -182,7 +183,7 @@ def test_clones(name):
     np.testing.assert_allclose(to_numpy(clone(INPUTS)), to_numpy(model(INPUTS)), atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("mixed_float16", marks=pytest.mark.long), "mixed_bfloat16"])
 @pytest.mark.parametrize("name", [*PAIRS, *SINGLES, *OTHERS])
 def test_mixed_precision(name, dtype):
     whole, half = functional(name), functional(name, dtype)

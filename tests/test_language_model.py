@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import gradients, randomize, to_numpy
+from helpers import gradients, marked, randomize, to_numpy
 from keras import ops
 
 from keras_attention.models import LanguageModel, beam_search, greedy_search, sample, uniform_numbers
@@ -28,13 +28,9 @@ CONFIGURATIONS = {
     "relative": {"position": "relative", "layers": 1},
     "no position": {"position": None, "layers": 1, "activation": "relu", "feed_forward_units": 11},
 }
-every_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
-# A search compiles its steps for each prompt: on JAX and PyTorch one configuration, on TensorFlow the others are long.
-on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one configuration elsewhere")
-MOST_ON_TENSORFLOW = [
-    name if name.startswith("rotary") else pytest.param(name, marks=[pytest.mark.long, on_tensorflow])
-    for name in CONFIGURATIONS
-]
+MOST = "rotary, grouped, rms, gated"  # has the most options, and runs always
+OTHERS = [name for name in CONFIGURATIONS if name != MOST]
+every_configuration = pytest.mark.parametrize("name", [MOST, *marked("tensorflow_first", OTHERS)])
 IDS = np.array([[2, 4, 5, 6, 7, 8, 9], [5, 6, 12, 4, 4, 11, 10], [9, 9, 4, 5, 6, 10, 12]])
 
 
@@ -91,7 +87,8 @@ def test_steps_equal_one_call(name, prompt):
 PROMPTS = np.tile([4, 7, 6, 10, 12, 5, 9], (L + 1, 1)) * (np.arange(L) < np.arange(L + 1)[:, None])  # none to L
 
 
-@pytest.mark.parametrize("name", MOST_ON_TENSORFLOW)
+@pytest.mark.tensorflow_first
+@pytest.mark.parametrize("name", [MOST, *marked("release", OTHERS)])
 def test_a_batch_of_prompts_of_all_lengths_is_each_alone(name):
     model = make(name)
     together = beam_search(model, model.encode({"source": PROMPTS}), 4, beam_width=3, num_return=3)
@@ -129,6 +126,7 @@ def test_a_token_sees_only_those_before_and_padding_changes_nothing():
     np.testing.assert_allclose(to_numpy(model({"target": padded}))[:, :L], logits, atol=1e-5)
 
 
+@pytest.mark.tensorflow_first
 def test_a_context_that_is_full_disturbs_no_other_row():
     """The longest prompt has room for one token more; the shortest goes on."""
     model = make("learned")
@@ -139,6 +137,7 @@ def test_a_context_that_is_full_disturbs_no_other_row():
     assert np.all(np.isfinite(to_numpy(found.log_probabilities)))
 
 
+@pytest.mark.tensorflow_first
 def test_every_search_stops_where_the_context_ends():
     model = make("learned")
     prompts = np.array([[4, 5, 6, 7, 0, 0, 0, 0], [4, 5, 6, 7, 8, 9, 10, 0], [4, 5, 6, 7, 8, 9, 10, 11]])
@@ -173,6 +172,7 @@ def test_stock_keras_trains_it():
     np.testing.assert_array_equal(to_numpy(written.ids)[:, 0], [[11, 4, 5, 6, 7], [6, 7, 8, 9, 10]])
 
 
+@pytest.mark.tensorflow_first
 def test_a_fit_without_logits_has_the_history_of_one_with_them():
     ids = np.random.default_rng(1).integers(4, V, (24, L + 1))
     ids[::3, 5:] = 0

@@ -4,7 +4,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from helpers import ROOT, check_layer, gradients, numpy_softmax, random, randomize, run_python, to_numpy
+from helpers import ROOT, check_layer, gradients, marked, numpy_softmax, random, randomize, run_python, to_numpy
 from hypothesis import strategies
 from keras import ops
 
@@ -214,6 +214,7 @@ def allowed(layer, inputs, given):
     return (mask & given.get("attention_mask", True))[:, None]
 
 
+@pytest.mark.tensorflow_first
 @hypothesis.settings(few, max_examples=8 if BACKEND == "jax" else 25)  # JAX compiles for every shape
 @hypothesis.given(options_inputs_and_masks())
 def test_numbers_equal_numpys(drawn):
@@ -336,7 +337,7 @@ def test_masks_of_inputs_with_more_axes():
     assert np.array_equal(to_numpy(weights) > 0, np.repeat(mask[:, :, None], H, axis=2))
 
 
-DTYPES = ["float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16"]
+DTYPES = ["float32", "mixed_float16", *marked("tensorflow_first", ["mixed_bfloat16", "float16", "bfloat16"])]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -498,6 +499,7 @@ def test_one_projection_serves_a_model():
     np.testing.assert_array_equal(to_numpy(ops.cast(model(IDS), "float32")), to_numpy(ops.cast(clone(IDS), "float32")))
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("kind", ["glorot_uniform", "he_normal", "orthogonal"])
 def test_parts_of_one_projection_are_initialized_as_if_alone(kind):
     width, heads, groups, size = 96, 8, 2, 12
@@ -602,6 +604,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_compute_the_same(name):
     layer = built(LONG, LONGER, **BLOCKS[name])
@@ -685,6 +688,7 @@ def test_an_attention_of_ones_own_is_never_replaced_by_blocks(calls):
 # ----------------------------------------------------------------------------------------------------------- contract
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize(
     "options",
     [

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import randomize
+from helpers import marked, randomize
 
 from keras_attention.models import (
     CharacterTokenizer,
@@ -93,7 +93,7 @@ def test_an_empty_text_has_an_empty_answer():
     assert pipeline([]) == []
 
 
-@pytest.mark.parametrize("attention", ["additive", pytest.param("dot", marks=pytest.mark.long), None])
+@pytest.mark.parametrize("attention", ["additive", *marked("release", ("dot", None))])
 def test_save_and_load(tmp_path, attention):
     pipeline = tiny(attention, beam_width=3, length_penalty=0.7)
     texts = ["abc", "가나다 äö", "€ unknown"]
@@ -143,7 +143,7 @@ def test_a_preset_is_listed_and_small_and_has_a_card(name, limit):
     assert (PRETRAINED / name / "card.md").exists()
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_the_preset_of_captions_translates_and_tells_its_terms():
     pipeline = Pipeline.from_preset("multi30k_en_de")
     assert "research and education" in pipeline.terms

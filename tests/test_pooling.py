@@ -148,6 +148,7 @@ def outputs_and_gradients(layer, inputs, **given):
     return [to_numpy(layer(*inputs, **given)), *(x for x in found if x is not None)]
 
 
+@pytest.mark.tensorflow_first
 @few
 @hypothesis.given(
     strategies.integers(0, 2**16),
@@ -286,6 +287,7 @@ MODELS = {
 }
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_models_train_save_and_honor_the_embeddings_mask(make, tmp_path):
     model = make()

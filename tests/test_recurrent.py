@@ -49,6 +49,7 @@ def built(name, **options):
     return randomize(layer)
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("options", CONFIGURATIONS[::3], ids=identity)
 def test_contract(options):
     layer, memory = make(**options), memory_of(options["name"])

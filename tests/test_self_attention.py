@@ -156,6 +156,7 @@ def test_it_has_the_weights_that_it_should_have():
 # ------------------------------------------------------------------------------------------- contract, models
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("output_projection", [False, True])
 @pytest.mark.parametrize("kind", [CrossAttention, *SELF])
 def test_contract(kind, output_projection):
@@ -212,6 +213,7 @@ def attention_of(model):
     return next(layer for layer in model._flatten_layers() if isinstance(layer, CrossAttention))
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_models_train_save_and_honor_the_embeddings_mask(make, tmp_path):
     model = make()

@@ -161,6 +161,7 @@ def test_it_draws_with_the_probabilities_of_the_model():
     np.testing.assert_allclose(np.bincount(y[:, 0], minlength=V) / 2000, expected, atol=0.035)
 
 
+@pytest.mark.long
 @on_tensorflow
 def test_training_raises_the_score_in_plain_fit():
     """A model that knows nothing learns what the references say of its three images from its own draws alone."""

@@ -147,7 +147,7 @@ def every_kind(tmp_path_factory):
     return folder / "models.json", expected
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_every_kind_of_model_answers_in_a_fresh_process_like_its_pipeline(every_kind):
     models, expected = every_kind
     answers = ask(models, *PLAIN, "serving_xla", "serving_nbest")
@@ -155,7 +155,7 @@ def test_every_kind_of_model_answers_in_a_fresh_process_like_its_pipeline(every_
         assert answers[name] == {**ways, **dict.fromkeys(("serving_xla", "serving_nbest"), ways["serving_default"])}
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_every_kind_of_model_answers_where_xla_is_switched_off(every_kind):
     models, expected = every_kind
     answers = ask(models, "xla_off", *PLAIN)
@@ -264,6 +264,7 @@ def tiny(attention="additive", **options):
     return Pipeline(randomize(model, seed=1), source, target, **{"max_length": 9, **options})
 
 
+@pytest.mark.long
 def test_versions_are_numbered_and_nothing_is_overwritten(tmp_path):
     pipeline = tiny()
     assert [pipeline.export(tmp_path / "m").name for _ in range(2)] == ["1", "2"]

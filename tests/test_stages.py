@@ -99,8 +99,10 @@ LIMITS = [[1, 0, 2, 9, 2, 1, 3, 2], [0] * 8, [9], [*range(1, 10), 9, 9, 1, 1, 1,
 @pytest.mark.parametrize(
     ("limits", "jit_compile"),
     [
-        *((limits, False) for limits in LIMITS),
-        *(pytest.param(limits, True, marks=pytest.mark.long) for limits in LIMITS[2:]),
+        *((limits, False) for limits in LIMITS[:2]),
+        *(pytest.param(limits, False, marks=pytest.mark.release) for limits in LIMITS[2:]),
+        pytest.param(LIMITS[2], True, marks=pytest.mark.release),
+        pytest.param(LIMITS[3], True, marks=pytest.mark.long),
     ],
 )
 def test_stages_find_the_same(kind, model, limits, jit_compile, monkeypatch):

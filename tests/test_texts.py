@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import randomize
+from helpers import marked, randomize
 
 from keras_attention.models import (
     CharacterTokenizer,
@@ -220,7 +220,7 @@ def test_a_run_holds_what_was_promised_and_resumes(run):
     assert again["val_loss"] == metrics["val_loss"]
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_a_run_goes_on_by_another_metric_but_not_with_another_optimizer(tmp_path, no_export):
     given = recipe(write(tmp_path / "text.txt", VERSE * 8), training={"epochs": 2, "monitor": "val_token_accuracy"})
     out = tmp_path / "run"
@@ -249,7 +249,7 @@ def test_evaluate_gives_the_loss_of_the_run(run, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["bytes", "bpe", "unigram"])
+@pytest.mark.parametrize("kind", ["bytes", *marked("release", ("bpe", "unigram"))])
 def test_texts_of_other_pieces_train_and_are_gone_on_with(kind, tmp_path, no_export):
     text = VERSE * 8
     tokenizer = {"kind": kind, **({} if kind == "bytes" else {"vocabulary_size": 286})}
@@ -298,6 +298,7 @@ def write(path, text):
     return path
 
 
+@pytest.mark.long
 def test_predict_streams_one_prompt_and_gives_a_line_for_each_of_several(run):
     out, _, _ = run
     given = ("--temperature", 0.9, "--seed", 3, "--max-length", 12)
@@ -316,7 +317,7 @@ def test_predict_streams_one_prompt_and_gives_a_line_for_each_of_several(run):
         assert result.exit_code == 2 and message in result.stderr
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_pictures_of_prompt_and_answer(run, tmp_path):
     out, _, _ = run
     for options in ([], ["--heads"], ["--head", "decoder.0.1"]):
@@ -370,7 +371,7 @@ def test_attention_has_a_column_for_each_piece():
     "options",
     [
         pytest.param({}, marks=pytest.mark.long),
-        pytest.param({"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}, marks=pytest.mark.long),
+        pytest.param({"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}, marks=pytest.mark.release),
     ],
     ids=str,
 )
@@ -416,7 +417,10 @@ def test_a_prompt_of_the_whole_context_has_room_for_one_piece_more():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, pytest.param({"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}, marks=pytest.mark.long)],
+    [
+        pytest.param({}, marks=pytest.mark.long),
+        pytest.param({"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}, marks=pytest.mark.release),
+    ],
     ids=str,
 )
 def test_a_stream_is_the_drawn_answer(options):
@@ -492,6 +496,7 @@ def test_an_answer_completes_a_prompt_of_ids_that_ends_inside_of_a_character(pro
     assert parts == list(expected) and not list(text.rest())  # whole characters, as soon as they are there
 
 
+@pytest.mark.long
 def test_a_stream_gives_only_what_is_new_after_a_damaged_prompt():
     tokenizer = CharacterTokenizer("")
     asked = pipeline(tokenizer, max_length=64)
@@ -499,7 +504,7 @@ def test_a_stream_gives_only_what_is_new_after_a_damaged_prompt():
         assert "".join(asked.stream(prompt, **DRAWN)) == asked([prompt], **DRAWN)[0].text
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_a_long_stream_is_the_whole_text():
     """Far longer than what is written anew for each token."""
     for tokenizer in (CharacterTokenizer(""), SentencePieceTokenizer.learn(VERSE.split("\n"), 310)):
@@ -517,7 +522,7 @@ def test_a_served_prompt_with_a_character_that_the_vocabulary_lacks_is_refused(t
         answer(text=tf.constant(["abc", "abz"]), max_length=tf.constant(5))
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_ids_in_and_out(tmp_path):
     import tensorflow as tf
 

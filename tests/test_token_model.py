@@ -63,7 +63,7 @@ def compiled(loss, seed_model=None, metrics=(), **options):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("tie", [pytest.param(True, marks=pytest.mark.release), False])
 def test_a_fit_without_logits_has_the_history_of_one_with_them(tie):
     x, y, sample_weight = data()
     without = compiled(MaskedCrossEntropy(0.1), tie_embeddings=tie)
@@ -118,7 +118,7 @@ def test_nothing_is_kept_of_a_call_outside_of_fit(monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.release)])
 def test_a_fit_in_mixed_precision_learns_what_one_in_float32_does(policy):
     x, y, sample_weight = data()
     full = compiled(MaskedCrossEntropy(0.1))
@@ -133,6 +133,7 @@ def test_a_fit_in_mixed_precision_learns_what_one_in_float32_does(policy):
     assert all(weight.dtype == "float32" and np.all(np.isfinite(to_numpy(weight.value))) for weight in half.weights)
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_gradients_in_mixed_precision_are_finite_and_near_those_in_float32(policy):
     x, y, _ = data()
@@ -195,7 +196,7 @@ def test_no_tensor_of_the_size_of_the_logits_is_left_in_the_compiled_step():
     assert (12, 7, 8) in shapes  # features are
 
 
-@pytest.mark.long
+@pytest.mark.release
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the other backends are asked for nothing else")
 def test_an_eager_step_gives_the_same_numbers():
     x, y, _ = data()

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import sacrebleu
-from helpers import ROOT, run_python
+from helpers import ROOT, marked, run_python
 
 from keras_attention.models import Pipeline, Result, SentencePieceTokenizer, Transformer
 from keras_attention.models.tokenizers import bpe_dropout
@@ -86,7 +86,7 @@ def test_a_killed_run_resumed_has_the_history_of_an_uninterrupted_one(uninterrup
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_dropout_matters_to_that_history(uninterrupted, tmp_path, no_export):
     """The test above would show nothing if the history did not depend on random numbers."""
     train(recipe("model.dropout=0.0", "training.epochs=1"), tmp_path / "dry", say=silent)
@@ -130,7 +130,7 @@ def test_settings_that_a_run_cannot_resume_with_change_nothing(uninterrupted):
     assert (uninterrupted / "recipe.json").read_text() == stored
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_long_validation_lines_are_left_out_of_the_samples(tmp_path, no_export):
     folder = write_pairs(tmp_path / "data")
     long = "abcde" * 30
@@ -142,7 +142,7 @@ def test_long_validation_lines_are_left_out_of_the_samples(tmp_path, no_export):
     assert not any(long in text for text in said)
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_what_a_task_draws_too_long_is_reported(tmp_path, no_export):
     said = []
     train(recipe("training.epochs=1", "data.max_source_length=16"), tmp_path / "run", say=said.append)
@@ -343,7 +343,7 @@ def test_fine_tuning_adds_the_characters_that_a_vocabulary_lacks(uninterrupted, 
     assert after.model.target_embedding.embeddings.shape[0] == size + 1
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_bleu_and_chrf_choose_the_weights_where_the_recipe_says_so(tmp_path, no_export):
     rows = [(word, f"{word} {word} ist {word} hier") for word in ("ab", "ba", "aab", "bba", "abab", "bab")]
     data = write_tsv(tmp_path / "data", rows * 6, rows)
@@ -408,7 +408,10 @@ SMALLER = {
     "transformer": ["width=16", "feed_forward_units=32", "encoder_layers=1", "decoder_layers=1"],
     "seq2seq": ["units=16", "embedding_width=16"],
 }
-TRANSLATIONS = ["multi30k", "translation", "translation_rnn"]
+TRANSLATIONS = [
+    "multi30k",
+    *marked("release", ("translation", "translation_rnn")),
+]
 
 
 @pytest.mark.long
@@ -462,7 +465,7 @@ def test_a_transformer_with_every_option_resumes_with_the_same_history(tmp_path,
         np.testing.assert_array_equal(one.numpy(), two.numpy())
 
 
-@pytest.mark.parametrize("accumulated", [1, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("accumulated", [1, pytest.param(4, marks=pytest.mark.release)])
 def test_schedules_end_with_the_training(accumulated):
     settings = ["training.warmup_steps=4", "training.epochs=5", "training.dtype=float32"]
     small = resolve(TRANSFORMER, [*settings, f"training.gradient_accumulation={accumulated}", "training.r_drop=0"])
@@ -476,7 +479,7 @@ def test_schedules_end_with_the_training(accumulated):
     assert int(model.optimizer._iterations) == 8 and int(model.optimizer.iterations) == 8 // accumulated
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_the_moving_average_is_one_of_the_candidates(tmp_path, monkeypatch, no_export):
     small = resolve(TRANSFORMER, ["training.dtype=float32", "training.gradient_accumulation=1"])
     small.data.folder = str(write_tsv(tmp_path / "data", words_in_order(100, 1), words_in_order(20, 2)))

@@ -106,7 +106,7 @@ def reversing(rows):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, pytest.param({"normalize_first": True, "position": "relative", "gated": True}, marks=pytest.mark.long)],
+    [{}, pytest.param({"normalize_first": True, "position": "relative", "gated": True}, marks=pytest.mark.release)],
     ids=str,
 )
 def test_stock_keras_trains_it(options):
@@ -129,7 +129,7 @@ def test_tied_and_shared_embeddings():
 
 @pytest.mark.long
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a Pipeline decodes with TensorFlow")
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.release)])
 def test_no_answer_is_longer_than_the_learned_positions(jit_compile):
     model = make(position="learned", max_length=6)
     table = model.target_embedding.embeddings.numpy()

@@ -198,6 +198,7 @@ def test_cached_steps_are_the_full_pass(name):
     assert to_numpy(cache["mask"]).all()
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_decoder_alone_continues_prompts(name):
     layer = block(Decoder, name, cross_attention=False)
@@ -252,6 +253,7 @@ def test_the_mask_of_an_embedding_arrives_and_leaves():
     np.testing.assert_allclose(to_numpy(output), to_numpy(expected), atol=1e-6)
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.parametrize("name", OPTIONS)
 def test_contract(name):
     # Without biases: softmax does not see the key's, so that it does not move.
@@ -404,6 +406,7 @@ def test_a_graph_for_inference_is_freed():
     assert graph() is None
 
 
+@pytest.mark.tensorflow_first
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_a_block_is_quantized_as_a_whole():
     query = keras.Input((T, D))
