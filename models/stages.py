@@ -4,21 +4,35 @@ A stage computes steps until half of its rows have stopped, or its buffers are f
 still run are taken together, and full buffers become twice as long. Compiled, the beginning with the first stage, every
 other stage and the end are programs of their own: one for each number of rows, a power of two, and each length of the
 sources and of the buffers, which TensorFlow compiles when it is first needed.
+
+Compiled, rows are searched in parts, several at once: most of such a program computes on one core only.
 """
 
 from contextlib import nullcontext
+from functools import partial
 
 import keras
 from keras import ops
 
 from keras_attention.cache import compiled
 
-from .decoding import grow, room_of
+from .decoding import Hypotheses, grow, room_of
 
 ROOM = 16  # steps of the first stage, compiled
-LEAST = 8  # so few rows stay together to the end
+LEAST = 2  # so few rows stay together to the end
+FEW = 8  # so few rows begin, compiled, with twice as many steps
+PARTS = 4  # of the rows, compiled
+PART = 16  # rows of a part, unless two parts have fewer or four have more
 TREES = "rows", "hypotheses", "written"
 TENSOR = object()  # stands for a tensor in a structure
+# The dtypes and ranks of Hypotheses.
+FOUND = {
+    "ids": ("int32", 3),
+    "lengths": ("int32", 2),
+    "log_probabilities": ("float32", 2),
+    "scores": ("float32", 2),
+    "attention": ("float32", 4),
+}
 
 
 class Stages:
@@ -31,7 +45,7 @@ class Stages:
         drawn: that of `uniforms` and `limits`, see `Search.begin`; {} where nothing is drawn.
         prompted: whether x holds prompts, which the answers continue.
         weights: makes a context in which the model computes with other weights than its own.
-        jit_compile: compile with XLA; the rows of x must then be a power of two in number.
+        jit_compile: compile with XLA. It compiles least if the numbers of rows are powers of two.
     """
 
     def __init__(self, search, source, drawn, prompted=False, weights=nullcontext, jit_compile=False):
@@ -59,6 +73,30 @@ class Stages:
             max_lengths: [B], steps at most.
             drawn: {"uniforms": [N, steps], "limits": a dict}, or {}.
         """
+        search = self._in_parts if self.jit_compile else self._in_stages
+        return search(x, max_lengths, drawn)
+
+    def _in_parts(self, x, max_lengths, drawn):
+        import tensorflow as tf
+
+        rows, width = tf.shape(max_lengths)[0], self.search.width
+        size = tf.maximum(-(-rows // PARTS), tf.minimum(-(-rows // 2), PART))
+        names = [name for name in FOUND if name != "attention" or name in self._structure["written"]]
+
+        def part(begin):
+            mine, limits = tf.nest.map_structure(lambda leaf: leaf[begin : begin + size], (x, max_lengths))
+            numbers = {**drawn, "uniforms": drawn["uniforms"][begin * width :][: size * width]} if drawn else {}
+            found = self._in_stages(mine, limits, numbers)
+            return [getattr(found, name) for name in names]
+
+        def nothing():
+            return [tf.zeros([0] * rank, dtype) for dtype, rank in map(FOUND.get, names)]
+
+        parts = [tf.cond(n * size < rows, partial(part, n * size), nothing) for n in range(PARTS)]
+        found = {name: _joined(leaves) for name, leaves in zip(names, zip(*parts, strict=True), strict=True)}
+        return Hypotheses(**{"attention": None, **found})
+
+    def _in_stages(self, x, max_lengths, drawn):
         import tensorflow as tf
 
         leaves = self._begin(x, max_lengths, tf.zeros([self._first_room(max_lengths), 0]), drawn)
@@ -87,7 +125,7 @@ class Stages:
         if not self.grows:
             return longest
         # Few rows are computed faster than a further stage begins.
-        return tf.where(tf.shape(max_lengths)[0] > LEAST, ROOM, tf.minimum(longest, 2 * ROOM))
+        return tf.where(tf.shape(max_lengths)[0] > FEW, ROOM, tf.minimum(longest, 2 * ROOM))
 
     # What is compiled. Between the programs go lists of tensors, the leaves of a progress.
 
@@ -187,6 +225,15 @@ class Stages:
 
 def _leaves(progress):
     return [leaf for leaf in keras.tree.flatten(progress) if ops.is_tensor(leaf)]
+
+
+def _joined(parts):
+    """Tensors below each other, with zeros behind those that are smaller along other axes."""
+    import tensorflow as tf
+
+    size = tf.reduce_max(tf.stack([tf.shape(one)[1:] for one in parts]), axis=0)
+    missing = [tf.pad((size - tf.shape(one)[1:])[:, None], [[1, 0], [1, 0]]) for one in parts]
+    return tf.concat([tf.pad(one, more) for one, more in zip(parts, missing, strict=True)], axis=0)
 
 
 def power_of_two(count):

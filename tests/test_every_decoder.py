@@ -85,7 +85,7 @@ PIPED = ["context in the first state", "features", "transformer, pre-norm, rotar
 PIPED_LONG = ["additive, luong, lstm", "location", "transformer", "ensemble"]
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="text and SavedModel")
 LENGTHS = [5, 2, 7, 1]
-MANY = 8  # times the rows, so that in a graph the last ones go on alone
+MANY = 8  # times the rows, so that in a graph the last ones go on alone (compiled, in parts of 8, the last two)
 MASK = np.arange(7) < np.array(LENGTHS)[:, None]
 TARGET = np.array([[2, 4, 5, 6], [2, 7, 8, 0], [2, 9, 4, 10], [2, 5, 0, 0]])
 
@@ -200,9 +200,10 @@ def test_every_weight_has_a_gradient_and_save_and_load_give_equal_outputs(name, 
 )
 def test_the_pipeline_answers_alike_in_every_batch_plain_and_compiled(name, monkeypatch):
     monkeypatch.setattr(stages, "ROOM", 4)  # compiled buffers of 4 and 8 steps
+    monkeypatch.setattr(stages, "LEAST", 2)  # the last two rows go on alone, those of every part where it is compiled
     pipeline = Pipeline(make(name), max_length=6, beam_width=3, max_source_length=LONGEST)
     rows = rows_of(pipeline.model)
-    rows = 2 * [*rows, rows[0][:0]]  # so many that the last of them go on alone
+    rows = 2 * [*rows, rows[0][:0]]
     expected = pipeline(rows, num_return=2)
     assert expected[4].target_ids == []
     for batch_size, jit_compile in ((1, False), (32, True)) if name in COMPILED else ((1, False),):
@@ -243,7 +244,8 @@ print(json.dumps(answers))
 
 @pytest.mark.long
 @on_tensorflow
-def test_saved_models_answer_like_their_pipelines(tmp_path):
+def test_saved_models_answer_like_their_pipelines(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "LEAST", 2)
     source, target = CharacterTokenizer.learn(["abcdef"]), CharacterTokenizer("0123456789", byte_fallback=False)
     paths, expected, models = [], [], []
     for place, name in enumerate(EXPORTED):

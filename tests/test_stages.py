@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import to_numpy
+from helpers import marked, to_numpy
 from keras import ops
 
 from keras_attention.models import stages
@@ -119,12 +119,24 @@ def test_stages_find_the_same(kind, model, limits, jit_compile, monkeypatch):
         assert found.ids.shape[2] == 16
 
 
+@pytest.mark.parametrize("kind", ["drawn", "beam"])
+@pytest.mark.parametrize("limits", [[3, 0], *marked("long", [[9, 2, 1, 2, 0]])])
+def test_compiled_rows_are_searched_in_parts(kind, limits, monkeypatch):
+    """Of two rows at most here, with buffers of 16 and 2 steps in the end, and with parts that hold none."""
+    monkeypatch.setattr(stages, "ROOM", 2)
+    model, x = Remembering(-9.0), {"source": ops.reshape(ops.arange(len(limits), dtype="float32"), (-1, 1))}
+    limits, drawn = tf.constant(limits), given(kind, len(limits))
+    expected = search(kind, model)(model.encode(x), STEPS, limits, **drawn)
+    decode = Stages(search(kind, model), SOURCE, DRAWN if drawn else {}, jit_compile=True)
+    same(traced(decode, DRAWN if drawn else {})(x, limits, drawn), expected)
+
+
 def test_rows_leave_once_half_of_them_have_stopped():
     model = Remembering(-9.0, asked=[])
     x = {"source": tf.reshape(tf.range(32.0) % 5, (-1, 1))}
     limits = tf.constant([*range(1, 9), *range(1, 9), *[9] * 14, 12, 12])
     found = traced(Stages(search("beam", model), SOURCE, {}), {})(x, limits, {})
-    assert model.asked[1:] == [32] * 8 + [16] + [8] * 3  # the first asks for the attention's width
+    assert model.asked[1:] == [32] * 8 + [16] + [2] * 3  # the first asks for the attention's width
     np.testing.assert_array_equal(found.lengths[:, 0], limits)
 
 
