@@ -21,9 +21,9 @@ export KERAS_BACKEND = tensorflow
 # XLA compiles each program for one or two calls: its own passes as ever, LLVM's in a hurry.
 test test-long test-release test-backends test-nightly: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 # JAX compiles each operation for each shape: what one test compiled, another one reads.
-test-backends: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/build/jax
-test-backends: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
-test-backends: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+test-backends test-release: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/build/jax
+test-backends test-release: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test-backends test-release: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long test-release lint test-serving test-backends test-nightly wheel-check clean

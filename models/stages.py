@@ -2,8 +2,8 @@
 
 A stage computes steps until half of its rows have stopped, or its buffers are full. Between two stages the rows that
 still run are taken together, and full buffers become twice as long. Compiled, the beginning with the first stage, every
-other stage and the end are programs of their own: one for each number of rows, a power of two, and each length of the
-sources and of the buffers, which TensorFlow compiles when it is first needed.
+other stage and the end are programs of their own: one for each number of rows and each length of the sources and of the
+buffers, which TensorFlow compiles when it is first needed.
 
 Compiled, rows are searched in parts, several at once: most of such a program computes on one core only.
 """
@@ -21,7 +21,7 @@ from .decoding import Hypotheses, grow, room_of
 ROOM = 16  # steps of the first stage, compiled
 LEAST = 2  # so few rows stay together to the end
 FEW = 8  # so few rows begin, compiled, with twice as many steps
-PARTS = 4  # of the rows, compiled
+PARTS = 4  # of the rows at most, compiled
 PART = 16  # rows of a part, unless two parts have fewer or four have more
 TREES = "rows", "hypotheses", "written"
 TENSOR = object()  # stands for a tensor in a structure
@@ -66,7 +66,7 @@ class Stages:
             self._finish = tf.function(self._finish, **options)
 
     def __call__(self, x, max_lengths, drawn):
-        """Hypotheses of T steps, for which there was room at the end.
+        """Hypotheses of T steps, for which there was room at the end; compiled, in the part that had most.
 
         Args:
             x: what `encode` takes.

@@ -90,11 +90,14 @@ def test_the_doubly_stochastic_term_is_equation_14(name):
     assert not model.losses
 
 
-@pytest.mark.tensorflow_first
 @backends
 @pytest.mark.parametrize(
     ("name", "ours"),
-    [("attention", True), ("no attention", False), pytest.param("transformer", False, marks=pytest.mark.release)],
+    [
+        ("attention", True),
+        pytest.param("no attention", False, marks=pytest.mark.tensorflow_first),
+        pytest.param("transformer", False, marks=pytest.mark.release),
+    ],
 )
 def test_keras_trains_it_and_a_frozen_backbone_stays(name, ours):
     model = make(name, trainable=False, doubly_stochastic=0.0 if name == "no attention" else 0.1)

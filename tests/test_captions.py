@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
+from helpers import marked
 from PIL import Image
 
 from keras_attention.models import Pipeline
@@ -229,7 +230,7 @@ def train(data, out, *settings):
 
 @pytest.mark.long
 @pytest.mark.usefixtures("no_export")
-@pytest.mark.parametrize("trainable", [pytest.param(False, marks=pytest.mark.release), True])
+@pytest.mark.parametrize("trainable", [False, *marked("release", [True])])
 def test_a_captioner_trains_on_files(data, tmp_path, trainable):
     result = train(data, tmp_path / "run", f"backbone.trainable={str(trainable).lower()}")
     assert result.exit_code == 0, result.output

@@ -172,7 +172,6 @@ def test_stock_keras_trains_it():
     np.testing.assert_array_equal(to_numpy(written.ids)[:, 0], [[11, 4, 5, 6, 7], [6, 7, 8, 9, 10]])
 
 
-@pytest.mark.tensorflow_first
 def test_a_fit_without_logits_has_the_history_of_one_with_them():
     ids = np.random.default_rng(1).integers(4, V, (24, L + 1))
     ids[::3, 5:] = 0

@@ -688,13 +688,21 @@ def test_an_attention_of_ones_own_is_never_replaced_by_blocks(calls):
 # ----------------------------------------------------------------------------------------------------------- contract
 
 
-@pytest.mark.tensorflow_first
 @pytest.mark.parametrize(
     "options",
     [
         {"use_gate": True, "value_dim": VD, "output_shape": (2, 3), "dropout": 0.1, "seed": 1},
-        {"num_key_value_heads": 2, "position": RelativeBias(H, embeddings_initializer="ones"), "sliding_window": 4},
-        {"num_key_value_heads": 3, "position": RotaryEmbedding(base=100.0), "flash_attention": True},
+        *marked(
+            "tensorflow_first",
+            [
+                {
+                    "num_key_value_heads": 2,
+                    "position": RelativeBias(H, embeddings_initializer="ones"),
+                    "sliding_window": 4,
+                },
+                {"num_key_value_heads": 3, "position": RotaryEmbedding(base=100.0), "flash_attention": True},
+            ],
+        ),
     ],
     ids=str,
 )

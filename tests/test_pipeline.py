@@ -143,7 +143,7 @@ def test_a_preset_is_listed_and_small_and_has_a_card(name, limit):
     assert (PRETRAINED / name / "card.md").exists()
 
 
-@pytest.mark.release
+@pytest.mark.long
 def test_the_preset_of_captions_translates_and_tells_its_terms():
     pipeline = Pipeline.from_preset("multi30k_en_de")
     assert "research and education" in pipeline.terms

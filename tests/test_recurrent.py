@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import check_layer, gradients, numpy_softmax, random, randomize, to_numpy
+from helpers import check_layer, gradients, marked, numpy_softmax, random, randomize, to_numpy
 from keras import ops
 
 from keras_attention import AdditiveAttention, AttentiveRNN, DotProductAttention, ScaledDotProductAttention
@@ -49,8 +49,9 @@ def built(name, **options):
     return randomize(layer)
 
 
-@pytest.mark.tensorflow_first
-@pytest.mark.parametrize("options", CONFIGURATIONS[::3], ids=identity)
+@pytest.mark.parametrize(
+    "options", [CONFIGURATIONS[0], *marked("tensorflow_first", CONFIGURATIONS[3::3])], ids=identity
+)
 def test_contract(options):
     layer, memory = make(**options), memory_of(options["name"])
     state = random(B, layer.state_width, seed=2)

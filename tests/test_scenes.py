@@ -118,7 +118,7 @@ def test_a_run_goes_on(trained):
     assert result.exit_code == 0 and len(json.loads((run / "history.json").read_text())["loss"]) == 2
 
 
-@pytest.mark.release
+@pytest.mark.long
 @on_tensorflow
 def test_images_are_captioned_drawn_and_named_where_they_cannot_be(trained, tmp_path):
     from PIL import Image

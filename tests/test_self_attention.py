@@ -4,7 +4,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from helpers import check_layer, gradients, numpy_softmax, random, randomize, to_numpy
+from helpers import check_layer, gradients, marked, numpy_softmax, random, randomize, to_numpy
 from hypothesis import strategies
 from keras import ops
 
@@ -156,8 +156,7 @@ def test_it_has_the_weights_that_it_should_have():
 # ------------------------------------------------------------------------------------------- contract, models
 
 
-@pytest.mark.tensorflow_first
-@pytest.mark.parametrize("output_projection", [False, True])
+@pytest.mark.parametrize("output_projection", [*marked("tensorflow_first", [False]), True])
 @pytest.mark.parametrize("kind", [CrossAttention, *SELF])
 def test_contract(kind, output_projection):
     # Without biases: softmax does not see the key's, so that it does not move.

@@ -120,10 +120,11 @@ def test_stages_find_the_same(kind, model, limits, jit_compile, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["drawn", "beam"])
-@pytest.mark.parametrize("limits", [[3, 0], *marked("long", [[9, 2, 1, 2, 0]])])
+@pytest.mark.parametrize("limits", [[3, 2], *marked("long", [[9, 2, 1, 2, 0]])])
 def test_compiled_rows_are_searched_in_parts(kind, limits, monkeypatch):
-    """Of two rows at most here, with buffers of 16 and 2 steps in the end, and with parts that hold none."""
+    """Of one row each, or of two, two and one, with buffers of up to 16 and down to 2 steps in the end."""
     monkeypatch.setattr(stages, "ROOM", 2)
+    monkeypatch.setattr(stages, "PART", 1)
     model, x = Remembering(-9.0), {"source": ops.reshape(ops.arange(len(limits), dtype="float32"), (-1, 1))}
     limits, drawn = tf.constant(limits), given(kind, len(limits))
     expected = search(kind, model)(model.encode(x), STEPS, limits, **drawn)

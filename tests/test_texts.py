@@ -220,7 +220,7 @@ def test_a_run_holds_what_was_promised_and_resumes(run):
     assert again["val_loss"] == metrics["val_loss"]
 
 
-@pytest.mark.release
+@pytest.mark.long
 def test_a_run_goes_on_by_another_metric_but_not_with_another_optimizer(tmp_path, no_export):
     given = recipe(write(tmp_path / "text.txt", VERSE * 8), training={"epochs": 2, "monitor": "val_token_accuracy"})
     out = tmp_path / "run"
@@ -317,7 +317,7 @@ def test_predict_streams_one_prompt_and_gives_a_line_for_each_of_several(run):
         assert result.exit_code == 2 and message in result.stderr
 
 
-@pytest.mark.release
+@pytest.mark.long
 def test_pictures_of_prompt_and_answer(run, tmp_path):
     out, _, _ = run
     for options in ([], ["--heads"], ["--head", "decoder.0.1"]):
@@ -377,7 +377,7 @@ def test_attention_has_a_column_for_each_piece():
 )
 def test_the_pipeline_answers_alike_in_every_batch_plain_and_compiled(options, monkeypatch):
     monkeypatch.setattr(stages, "ROOM", 4)  # buffers of 4, 8 and 16 steps
-    monkeypatch.setattr(stages, "LEAST", 2)  # of 16 rows in four parts some leave
+    monkeypatch.setattr(stages, "FEW", 2)  # where parts of 8 rows begin with 4
     asked, prompts = pipeline(**options), 4 * ["abc", "", "a b c d", "g"]
     for given in ({"beam_width": 3, "num_return": 2}, {**DRAWN, "top_k": 5, "top_p": 0.9, "num_return": 2}):
         expected = asked(prompts, **given)
@@ -523,7 +523,7 @@ def test_a_served_prompt_with_a_character_that_the_vocabulary_lacks_is_refused(t
         answer(text=tf.constant(["abc", "abz"]), max_length=tf.constant(5))
 
 
-@pytest.mark.release
+@pytest.mark.long
 def test_ids_in_and_out(tmp_path):
     import tensorflow as tf
 

@@ -130,7 +130,7 @@ def test_settings_that_a_run_cannot_resume_with_change_nothing(uninterrupted):
     assert (uninterrupted / "recipe.json").read_text() == stored
 
 
-@pytest.mark.release
+@pytest.mark.long
 def test_long_validation_lines_are_left_out_of_the_samples(tmp_path, no_export):
     folder = write_pairs(tmp_path / "data")
     long = "abcde" * 30
@@ -142,7 +142,7 @@ def test_long_validation_lines_are_left_out_of_the_samples(tmp_path, no_export):
     assert not any(long in text for text in said)
 
 
-@pytest.mark.release
+@pytest.mark.long
 def test_what_a_task_draws_too_long_is_reported(tmp_path, no_export):
     said = []
     train(recipe("training.epochs=1", "data.max_source_length=16"), tmp_path / "run", say=said.append)
@@ -479,7 +479,7 @@ def test_schedules_end_with_the_training(accumulated):
     assert int(model.optimizer._iterations) == 8 and int(model.optimizer.iterations) == 8 // accumulated
 
 
-@pytest.mark.release
+@pytest.mark.long
 def test_the_moving_average_is_one_of_the_candidates(tmp_path, monkeypatch, no_export):
     small = resolve(TRANSFORMER, ["training.dtype=float32", "training.gradient_accumulation=1"])
     small.data.folder = str(write_tsv(tmp_path / "data", words_in_order(100, 1), words_in_order(20, 2)))
