@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def marked(mark, values):
-    """Parameters of a test that run with the mark `mark` only: `[first, *marked("long", others)]`."""
+    """Parameters of a test, each with the mark of that name: `[first, *marked("long", others)]`."""
     return [pytest.param(value, marks=getattr(pytest.mark, mark)) for value in values]
 
 

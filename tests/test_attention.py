@@ -241,6 +241,7 @@ def test_location_fails_on_a_longer_source_in_a_graph_of_unknown_length(maximum,
         function(QUERY, value)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow's graphs have unknown lengths")
 @every_layer()
 def test_a_model_trains_under_xla_with_unknown_lengths_in_a_decoder_and_alone(make):

@@ -67,7 +67,7 @@ def test_an_ensemble_of_copies_is_the_model():
     np.testing.assert_allclose(to_numpy(one.attention), to_numpy(all_three.attention), atol=1e-5)
 
 
-@pytest.mark.tensorflow_first
+@pytest.mark.long
 @pytest.mark.backends
 def test_it_has_the_losses_of_its_logits_and_trains_all_models():
     joined = Ensemble(members()[1:3])

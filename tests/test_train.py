@@ -343,7 +343,7 @@ def test_fine_tuning_adds_the_characters_that_a_vocabulary_lacks(uninterrupted, 
     assert after.model.target_embedding.embeddings.shape[0] == size + 1
 
 
-@pytest.mark.release
+@pytest.mark.long
 def test_bleu_and_chrf_choose_the_weights_where_the_recipe_says_so(tmp_path, no_export):
     rows = [(word, f"{word} {word} ist {word} hier") for word in ("ab", "ba", "aab", "bba", "abab", "bab")]
     data = write_tsv(tmp_path / "data", rows * 6, rows)
@@ -408,10 +408,7 @@ SMALLER = {
     "transformer": ["width=16", "feed_forward_units=32", "encoder_layers=1", "decoder_layers=1"],
     "seq2seq": ["units=16", "embedding_width=16"],
 }
-TRANSLATIONS = [
-    "multi30k",
-    *marked("release", ("translation", "translation_rnn")),
-]
+TRANSLATIONS = ["multi30k", *marked("release", ("translation", "translation_rnn"))]
 
 
 @pytest.mark.long
