@@ -6,13 +6,15 @@
 Without --run, Transformer-Tiny with random weights, V 9,700: sources of --length tokens, answers of --steps tokens.
 Sentences per second at (batch, beam), medians, measured in turns in one process, both on all cores; and the share of
 equal answers. A first call of each, which compiles, is not counted. The export's max_source_length is --length, so that
-sources are not padded to a bucket, as those of other lengths are.
+sources are not padded to a bucket, as those of other lengths are. It's exported by a process of its own: a server loads
+a model, and the calls of one that has traced it before take some percent longer.
 
 With --text, the lines of a file, sorted by length, and answers that end where the model ends them, --steps at most (try
 64): 256 lines, or one batch, drawn evenly from all; those of a shorter file more than once.
 """
 
 import argparse
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -98,7 +100,11 @@ def saved_model(model, beam, folder, options):
 
     if not folder.exists():
         limits = {"max_length": options.steps, "length_ratio": 0.0, "length_offset": options.steps}
-        Pipeline(model, beam_width=beam, max_source_length=options.length, **limits).export(folder)
+        saved = folder.with_suffix(".pipeline")
+        Pipeline(model, beam_width=beam, max_source_length=options.length, **limits).save(saved)
+        exporter = multiprocessing.get_context("spawn").Process(target=export, args=(saved, folder))
+        exporter.start()
+        exporter.join()
     loaded = tf.saved_model.load(folder / "1")
     signature = loaded.signatures["serving_xla"]
 
@@ -108,6 +114,12 @@ def saved_model(model, beam, folder, options):
 
     answer.loaded = loaded  # its variables live as long as this function
     return answer
+
+
+def export(saved, folder):
+    from keras_attention.models import Pipeline
+
+    Pipeline.load(saved).export(folder)
 
 
 def show(batch, beam, ours, translator, batches, options):

@@ -102,7 +102,7 @@ def zero_masked(x, mask):
     return zeroed
 
 
-def masked_softmax(scores, mask=None, training=False):
+def masked_softmax(scores, mask=None, training=False, never_empty=False):
     """Softmax over the last axis, in at least float32, with exact zeros where the mask is False.
 
     A row that may attend to nothing gives zeros, with finite gradients.
@@ -111,6 +111,7 @@ def masked_softmax(scores, mask=None, training=False):
         scores: [..., S].
         mask: boolean, broadcastable to scores, or None.
         training: whether gradients will be asked for. The numbers are the same; TensorFlow finds them sooner.
+        never_empty: whether every row is known to attend to something, so that none need be looked for.
 
     Returns:
         Weights [..., S] that sum to 1, or to 0 where nothing may be attended.
@@ -126,11 +127,13 @@ def masked_softmax(scores, mask=None, training=False):
         return _softmax(scores)
     if training and keras.backend.backend() == "tensorflow" and _is_within(mask.shape, scores.shape):
         return _masked_softmax_with_gradient(scores, mask)
-    return _masked_softmax(scores, mask)
+    return _masked_softmax(scores, mask, never_empty)
 
 
-def _masked_softmax(scores, mask):
+def _masked_softmax(scores, mask, never_empty=False):
     weights = _softmax(ops.where(mask, scores, float(np.finfo("float32").min)))
+    if never_empty:
+        return weights
     return ops.where(ops.any(mask, axis=-1, keepdims=True), weights, 0.0)
 
 

@@ -414,7 +414,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         positions = (ops.arange(ops.shape(query)[1]) + (0 if index is None else index))[None] + start
         own, whole = {}, True
         if "key" in cache:
-            whole = caches.fits(cache, ops.shape(key)[1], index)
+            whole = caches.is_compiled() or caches.fits(cache, ops.shape(key)[1], index)
             key, value = _columns(self._rotate(key, positions)), ops.swapaxes(value, 1, 2)
             own = caches.write(cache, key, value, key_mask, index)
         parts = caches.parts(own, cache.get("prefix"), start, query)
@@ -423,7 +423,9 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         scores = [self._biased(x, positions, part.positions) for x, part in zip(scores, parts, strict=True)]
         allowed = [self._allowed(part, positions, causal) for part in parts]
         mask = _joined_mask(allowed, scores, query_mask, attention_mask)
-        weights = masks.masked_softmax(ops.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], mask)
+        scores = ops.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0]
+        padded = own and any(x is not None for x in (key_mask, query_mask, attention_mask))
+        weights = masks.masked_softmax(scores, mask, never_empty=bool(own) and not padded)
         recording.record(self, weights)
         kept, context = self._dropped(weights, parts[0].value, training), 0
         for part in parts:

@@ -3,12 +3,12 @@
 A stage computes steps until half of its rows have stopped, or its buffers are full. Between two stages the rows that
 still run are taken together, and full buffers become twice as long. Compiled, the beginning with the first stage, every
 other stage and the end are programs of their own: one for each number of rows and each length of the sources and of the
-buffers, which TensorFlow compiles when it is first needed.
+buffers, which TensorFlow compiles when it is first needed. Of a row or two with a short answer all is one program.
 
-Compiled, rows are searched in parts, several at once: most of such a program computes on one core only.
+Compiled, many rows are searched in parts, several at once: most of such a program computes on one core only.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import keras
@@ -59,11 +59,14 @@ class Stages:
         self.shrinks = getattr(search.model, "take_rows", None) is not None
         if jit_compile:
             options = {"autograph": False, "jit_compile": True}
-            given = [source, tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, 0], tf.float32), drawn]
+            lengths = tf.TensorSpec([None], tf.int32)
+            given = [source, lengths, tf.TensorSpec([None, 0], tf.float32), drawn]
+            self._at_once = tf.function(self._at_once, given, **options)
             self._begin = tf.function(self._begin, given, **options)
             leaves = self._begin.get_concrete_function().structured_outputs
             self._go_on = tf.function(self._go_on, [[tf.TensorSpec(x.shape, x.dtype) for x in leaves]], **options)
             self._finish = tf.function(self._finish, **options)
+            self._compiled = tf.function(self._compiled, [source, lengths, drawn], autograph=False)  # traced once
 
     def __call__(self, x, max_lengths, drawn):
         """Hypotheses of T steps, for which there was room at the end; compiled, in the part that had most.
@@ -73,28 +76,48 @@ class Stages:
             max_lengths: [B], steps at most.
             drawn: {"uniforms": [N, steps], "limits": a dict}, or {}.
         """
-        search = self._in_parts if self.jit_compile else self._in_stages
-        return search(x, max_lengths, drawn)
+        if self.jit_compile:
+            with _called():
+                return Hypotheses(**{"attention": None, **self._in_parts(x, max_lengths, drawn)})
+        return self._in_stages(x, max_lengths, drawn)
 
     def _in_parts(self, x, max_lengths, drawn):
         import tensorflow as tf
 
         rows, width = tf.shape(max_lengths)[0], self.search.width
         size = tf.maximum(-(-rows // PARTS), tf.minimum(-(-rows // 2), PART))
-        names = [name for name in FOUND if name != "attention" or name in self._structure["written"]]
 
         def part(begin):
             mine, limits = tf.nest.map_structure(lambda leaf: leaf[begin : begin + size], (x, max_lengths))
             numbers = {**drawn, "uniforms": drawn["uniforms"][begin * width :][: size * width]} if drawn else {}
-            found = self._in_stages(mine, limits, numbers)
-            return [getattr(found, name) for name in names]
+            return self._compiled(mine, limits, numbers)
 
         def nothing():
-            return [tf.zeros([0] * rank, dtype) for dtype, rank in map(FOUND.get, names)]
+            return {name: tf.zeros([0] * rank, dtype) for name, (dtype, rank) in FOUND.items() if self._has(name)}
 
-        parts = [tf.cond(n * size < rows, partial(part, n * size), nothing) for n in range(PARTS)]
-        found = {name: _joined(leaves) for name, leaves in zip(names, zip(*parts, strict=True), strict=True)}
-        return Hypotheses(**{"attention": None, **found})
+        def parts():
+            found = [tf.cond(n * size < rows, partial(part, n * size), nothing) for n in range(PARTS)]
+            return {name: _joined([one[name] for one in found]) for name in found[0]}
+
+        return tf.cond(size < rows, parts, lambda: self._compiled(x, max_lengths, drawn))
+
+    def _compiled(self, x, max_lengths, drawn):
+        import tensorflow as tf
+
+        room = self._first_room(max_lengths)
+        ends = tf.logical_and(tf.shape(max_lengths)[0] <= LEAST, tf.reduce_max(max_lengths) <= room)
+        return tf.cond(
+            ends,
+            lambda: self._at_once(x, max_lengths, tf.zeros([room, 0]), drawn),
+            lambda: self._fields(self._in_stages(x, max_lengths, drawn)),
+        )
+
+    def _has(self, name):
+        """Whether Hypotheses will have a field."""
+        return name != "attention" or name in self._structure["written"]
+
+    def _fields(self, hypotheses):
+        return {name: getattr(hypotheses, name) for name in FOUND if self._has(name)}
 
     def _in_stages(self, x, max_lengths, drawn):
         import tensorflow as tf
@@ -129,11 +152,19 @@ class Stages:
 
     # What is compiled. Between the programs go lists of tensors, the leaves of a progress.
 
+    def _at_once(self, x, max_lengths, space, drawn):
+        with self.weights(), self._context():
+            progress = self.search.go_on(self._beginning(x, max_lengths, space, drawn))
+            return self._fields(self.search.finish(progress))
+
     def _begin(self, x, max_lengths, space, drawn):
         with self.weights(), self._context():
-            memory = self.search.model.encode(x)
-            prompt = x["source"] if self.prompted else None
-            return self._stage(self.search.begin(memory, ops.shape(space)[0], max_lengths, prompt, **drawn))
+            return self._stage(self._beginning(x, max_lengths, space, drawn))
+
+    def _beginning(self, x, max_lengths, space, drawn):
+        memory = self.search.model.encode(x)
+        prompt = x["source"] if self.prompted else None
+        return self.search.begin(memory, ops.shape(space)[0], max_lengths, prompt, **drawn)
 
     def _go_on(self, leaves):
         with self.weights(), self._context():
@@ -221,6 +252,24 @@ class Stages:
     def _axis(self, tree):
         """How many entries of a tree stand for a row, and along which axis."""
         return {"rows": (1, 0), "hypotheses": (self.search.width, 0), "written": (self.search.width, 1)}[tree]
+
+
+@contextmanager
+def _called():
+    """Within it, what tf.cond and tf.while_loop are given are functions that are called.
+
+    TensorFlow would make them parts of the graph, of which it visits also what is not run, with a node for each tensor
+    that goes in: half a millisecond a search. It has no public way to say so.
+    """
+    from tensorflow.python.ops import control_flow_util_v2 as control_flow
+
+    name = "_DISABLE_LOWER_USING_SWITCH_MERGE"
+    before = getattr(control_flow, name, False)
+    setattr(control_flow, name, True)
+    try:
+        yield
+    finally:
+        setattr(control_flow, name, before)
 
 
 def _leaves(progress):

@@ -59,6 +59,13 @@ def test_masked_softmax_equals_the_oracle_and_gives_zeros_for_empty_rows(dtype):
     assert "float32" in str(weights.dtype)
 
 
+def test_masked_softmax_need_not_look_for_empty_rows():
+    scores, mask = np.array([[3.0, 1.0, 2.0], [0.0, 5.0, -1.0]], "float32"), np.array([[1, 0, 1], [0, 0, 1]])
+    np.testing.assert_array_equal(
+        to_numpy(masked_softmax(scores, mask, never_empty=True)), to_numpy(masked_softmax(scores, mask))
+    )
+
+
 def test_masked_softmax_refuses_an_additive_mask():
     with pytest.raises(TypeError, match="must be boolean"):
         masked_softmax(np.zeros((1, 2), "float32"), np.array([[0.0, -1e9]], "float32"))

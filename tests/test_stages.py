@@ -5,9 +5,10 @@ import pytest
 import tensorflow as tf
 from helpers import marked, to_numpy
 from keras import ops
+from tensorflow.python.ops import control_flow_util_v2
 
 from keras_attention.models import stages
-from keras_attention.models.decoding import BeamSearch, RollOut
+from keras_attention.models.decoding import BeamSearch, Hypotheses, RollOut
 from keras_attention.models.repetition import Repetition
 from keras_attention.models.stages import Stages
 from keras_attention.models.tokenizers import END, START
@@ -130,6 +131,31 @@ def test_compiled_rows_are_searched_in_parts(kind, limits, monkeypatch):
     expected = search(kind, model)(model.encode(x), STEPS, limits, **drawn)
     decode = Stages(search(kind, model), SOURCE, DRAWN if drawn else {}, jit_compile=True)
     same(traced(decode, DRAWN if drawn else {})(x, limits, drawn), expected)
+
+
+@pytest.mark.parametrize(
+    "kind", ["greedy", "beam", *(pytest.param(kind, marks=pytest.mark.release) for kind in ("drawn", "restricted"))]
+)
+@pytest.mark.parametrize("longest", [STEPS, 0])
+def test_a_row_with_a_short_answer_is_one_program(kind, longest, monkeypatch):
+    nothing = Hypotheses(*(tf.zeros([0] * rank, dtype) for dtype, rank in stages.FOUND.values()))
+    monkeypatch.setattr(Stages, "_in_stages", lambda *_: nothing)
+    model, x, limits = Remembering(-9.0), {"source": tf.constant([[3.0]])}, tf.constant([longest])
+    drawn = given(kind, 1)
+    decode = Stages(search(kind, model), SOURCE, DRAWN if drawn else {}, jit_compile=True)
+    found = traced(decode, DRAWN if drawn else {})(x, limits, drawn)
+    same(found, search(kind, model)(model.encode(x), STEPS, limits, **drawn))
+
+
+def test_what_is_not_run_is_not_part_of_the_compiled_graph():
+    before = control_flow_util_v2._DISABLE_LOWER_USING_SWITCH_MERGE
+    decode = traced(Stages(search("beam", Remembering(0.5)), SOURCE, {}, jit_compile=True), {}).get_concrete_function()
+    conditions = [op for op in decode.graph.get_operations() if op.type in ("If", "StatelessIf")]
+    assert conditions
+    for op in conditions:
+        with pytest.raises(ValueError, match="_lower_using_switch_merge"):
+            op.get_attr("_lower_using_switch_merge")
+    assert control_flow_util_v2._DISABLE_LOWER_USING_SWITCH_MERGE is before
 
 
 def test_rows_leave_once_half_of_them_have_stopped():
