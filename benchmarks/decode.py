@@ -105,6 +105,8 @@ def saved_model(model, beam, folder, options):
         exporter = multiprocessing.get_context("spawn").Process(target=export, args=(saved, folder))
         exporter.start()
         exporter.join()
+        if exporter.exitcode:
+            sys.exit("The model could not be exported, see above.")
     loaded = tf.saved_model.load(folder / "1")
     signature = loaded.signatures["serving_xla"]
 

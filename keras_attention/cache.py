@@ -26,8 +26,8 @@ _compiled = contextvars.ContextVar("compiled", default=False)
 def compiled():
     """Within it, steps are computed in ways that XLA is fast at. For what XLA compiles, and for nothing else.
 
-    Caches are written by `ops.slice_update`, which XLA does in place (and which on TensorFlow runs only with XLA), at
-    places that are not checked, and `laid_out` lays out a matrix.
+    Caches and what a search has written are written by `ops.slice_update`, which XLA does in place (and which in
+    TensorFlow's graphs runs only with XLA), at places that are not checked, and `laid_out` lays out a matrix.
     """
     token = _compiled.set(True)
     try:

@@ -65,7 +65,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         cache_update_index: how many tokens the cache holds already: the place of the first new one, an integer or a
             scalar tensor. Causal masks, windows and positions count from there (and from the end of the prefix).
             What the cache held from there on is forgotten. Beyond its end an integer is an error, and a tensor, whose
-            number may not be known yet, gives NaN.
+            number may not be known yet, gives NaN (but in compiled searches, which do not look).
 
     Returns:
         Output [B, T, Dq] (or `output_shape`); with `return_attention_scores` or a cache that grows, a tuple (output
@@ -424,8 +424,9 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         allowed = [self._allowed(part, positions, causal) for part in parts]
         mask = _joined_mask(allowed, scores, query_mask, attention_mask)
         scores = ops.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0]
-        padded = own and any(x is not None for x in (key_mask, query_mask, attention_mask))
-        weights = masks.masked_softmax(scores, mask, never_empty=bool(own) and not padded)
+        masked = any(x is not None for x in (key_mask, query_mask, attention_mask))
+        never_empty = bool(own) and not masked  # a new token attends to itself
+        weights = masks.masked_softmax(scores, mask, never_empty=never_empty)
         recording.record(self, weights)
         kept, context = self._dropped(weights, parts[0].value, training), 0
         for part in parts:

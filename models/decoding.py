@@ -639,20 +639,17 @@ def _candidates(logits, gained, rows, width):
     wanted = 2 * width
     blocks, greatest = _blocks(logits, 4 * wanted * BLOCK)
     count, block = blocks.shape[1:]
-    of_row = width * count  # blocks
-    greatest = ops.reshape(greatest + ops.reshape(gained, (-1, 1)), (rows, of_row))
-    _, best = ops.top_k(greatest, k=wanted)
+    gained = ops.reshape(gained, (rows * width,))
+    _, best = ops.top_k(ops.reshape(greatest + gained[:, None], (rows, width * count)), k=wanted)
     best = ops.sort(ops.cast(best, "int32"), axis=1)  # so that of equal numbers the first is found
-    inside = ops.take(ops.reshape(blocks, (rows * of_row, block)), ops.arange(rows)[:, None] * of_row + best, axis=0)
-    # What a block adds, by a table for each row: XLA would divide anew for every number of a block.
-    gained = ops.reshape(ops.broadcast_to(gained[:, :, None], (rows, width, count)), (rows, of_row))
-    first = np.tile(np.arange(count, dtype="int32") * block, width)  # token of each block of a row
-    first = ops.take(first, best)
-    inside = _possible(inside, first) + ops.take_along_axis(gained, best, axis=1)[:, :, None]
+    parents = best // count
+    hypotheses = ops.arange(rows)[:, None] * width + parents  # [B, 2W]
+    inside = ops.take(ops.reshape(blocks, (rows * width * count, block)), hypotheses * count + best % count, axis=0)
+    inside = _possible(inside, best % count * block) + ops.take(gained, hypotheses)[:, :, None]
     values, places = ops.top_k(ops.reshape(inside, (rows, wanted * block)), k=wanted)
     places = ops.cast(places, "int32")
-    first, best = (ops.take_along_axis(x, places // block, axis=1) for x in (first, best))
-    return ops.maximum(values, NEVER), first + places % block, best // count
+    parents, first = (ops.take_along_axis(x, places // block, axis=1) for x in (parents, best % count * block))
+    return ops.maximum(values, NEVER), first + places % block, parents
 
 
 def _reordered(leaf, parents):

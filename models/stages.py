@@ -3,11 +3,13 @@
 A stage computes steps until half of its rows have stopped, or its buffers are full. Between two stages the rows that
 still run are taken together, and full buffers become twice as long. Compiled, the beginning with the first stage, every
 other stage and the end are programs of their own: one for each number of rows and each length of the sources and of the
-buffers, which TensorFlow compiles when it is first needed. Of a row or two with a short answer all is one program.
+buffers, which TensorFlow compiles when it is first needed. The search of a row or two whose answers fit into the first
+buffers is one program.
 
-Compiled, many rows are searched in parts, several at once: most of such a program computes on one core only.
+Compiled, rows are searched in parts, several at once: most of such a program computes on one core only.
 """
 
+import threading
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -25,6 +27,7 @@ PARTS = 4  # of the rows at most, compiled
 PART = 16  # rows of a part, unless two parts have fewer or four have more
 TREES = "rows", "hypotheses", "written"
 TENSOR = object()  # stands for a tensor in a structure
+TRACING = threading.RLock()
 # The dtypes and ranks of Hypotheses.
 FOUND = {
     "ids": ("int32", 3),
@@ -259,17 +262,19 @@ def _called():
     """Within it, what tf.cond and tf.while_loop are given are functions that are called.
 
     TensorFlow would make them parts of the graph, of which it visits also what is not run, with a node for each tensor
-    that goes in: half a millisecond a search. It has no public way to say so.
+    that goes in: half a millisecond a search. It has no public way to say so; what another thread traces meanwhile is
+    called, too. Where there is a GPU all is as ever, for there it was not tried.
     """
+    import tensorflow as tf
     from tensorflow.python.ops import control_flow_util_v2 as control_flow
 
-    name = "_DISABLE_LOWER_USING_SWITCH_MERGE"
-    before = getattr(control_flow, name, False)
-    setattr(control_flow, name, True)
-    try:
-        yield
-    finally:
-        setattr(control_flow, name, before)
+    with TRACING:
+        before = control_flow._DISABLE_LOWER_USING_SWITCH_MERGE
+        control_flow._DISABLE_LOWER_USING_SWITCH_MERGE = before or not tf.config.list_physical_devices("GPU")
+        try:
+            yield
+        finally:
+            control_flow._DISABLE_LOWER_USING_SWITCH_MERGE = before
 
 
 def _leaves(progress):

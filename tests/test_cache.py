@@ -96,9 +96,11 @@ def test_hypotheses_share_the_prefix_of_their_row(position, name, side):
 @pytest.mark.parametrize(("position", "name"), [case for case in CASES if case[1] != "fused"])
 def test_hypotheses_are_query_positions_of_one_memory(position, name):
     layer = built(position, name, MEMORY)
-    memory = layer.project_memory(ops.convert_to_tensor(MEMORY), value_mask=MEMORY_MASK)
+    mask = MEMORY_MASK.copy()
+    mask[-1] = False  # a memory of nothing
+    memory = layer.project_memory(ops.convert_to_tensor(MEMORY), value_mask=mask)
     assert tuple(memory["key"].shape) == (B, layer.num_key_value_heads, K, S)
-    repeated, mask = np.repeat(MEMORY, W, axis=0), np.repeat(MEMORY_MASK, W, axis=0)
+    repeated, mask = np.repeat(MEMORY, W, axis=0), np.repeat(mask, W, axis=0)
     expected, weights = layer(X, repeated, value_mask=mask, return_attention_scores=True)
     output, seen = layer(X, cache={"prefix": memory}, return_attention_scores=True)
     np.testing.assert_allclose(to_numpy(output), to_numpy(expected), atol=1e-5, rtol=1e-5)
