@@ -6,8 +6,8 @@
 Without --run, Transformer-Tiny with random weights, V 9,700: sources of --length tokens, answers of --steps tokens.
 Sentences per second at (batch, beam), medians, measured in turns in one process, both on all cores; and the share of
 equal answers. A first call of each, which compiles, is not counted. The export's max_source_length is --length, so that
-sources are not padded to a bucket, as those of other lengths are. It's exported by a process of its own: a server loads
-a model, and the calls of one that has traced it before take some percent longer.
+sources are not padded to a bucket, as those of other lengths are. It is exported by a process of its own, for a server
+only loads a model.
 
 With --text, the lines of a file, sorted by length, and answers that end where the model ends them, --steps at most (try
 64): 256 lines, or one batch, drawn evenly from all; those of a shorter file more than once.

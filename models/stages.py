@@ -3,8 +3,8 @@
 A stage computes steps until half of its rows have stopped, or its buffers are full. Between two stages the rows that
 still run are taken together, and full buffers become twice as long. Compiled, the beginning with the first stage, every
 other stage and the end are programs of their own: one for each number of rows and each length of the sources and of the
-buffers, which TensorFlow compiles when it is first needed. The search of a row or two whose answers fit into the first
-buffers is one program.
+buffers, which TensorFlow compiles when it is first needed. The search of a row or two whose answers may not be longer
+than the first buffers is one program.
 
 Compiled, rows are searched in parts, several at once: most of such a program computes on one core only.
 """
@@ -262,8 +262,8 @@ def _called():
     """Within it, what tf.cond and tf.while_loop are given are functions that are called.
 
     TensorFlow would make them parts of the graph, of which it visits also what is not run, with a node for each tensor
-    that goes in: half a millisecond a search. It has no public way to say so; what another thread traces meanwhile is
-    called, too. Where there is a GPU all is as ever, for there it was not tried.
+    that goes in: some tenths of a millisecond a search. It has no public way to say so; what another thread traces
+    meanwhile is called, too. Where there is a GPU all is as ever, for there it was not tried.
     """
     import tensorflow as tf
     from tensorflow.python.ops import control_flow_util_v2 as control_flow
